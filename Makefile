@@ -1,0 +1,41 @@
+# `make demo` sets up .venv where needed and runs the main job; `make test` sets up and runs the tests.
+
+PYTHON ?= python3
+# Extra arguments for pip. On Linux without a GPU this saves gigabytes:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-all check format clean
+
+demo: .venv/ready
+	$(BIN)/splitrank run offline
+
+test: .venv/ready
+	$(BIN)/pytest
+
+# Real weights and AG News too; SPLITRANK_SHARED names the folder that holds data/agnews.
+test-all: .venv/ready
+	$(BIN)/pytest -m ""
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import platform, sys; \
+	  sys.version_info >= (3, 11) or sys.exit("splitrank needs Python 3.11 or newer; try make PYTHON=python3.12"); \
+	  (sys.platform, platform.machine()) != ("darwin", "x86_64") or sys.exit("PyTorch has no build for Intel Macs any more, so splitrank cannot be installed on one")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt hatchling editables
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt --no-build-isolation -e ".[offline,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,5 @@
+"""`python -m splitrank`."""
+
+from splitrank.cli import app
+
+app()

@@ -1,0 +1,178 @@
+"""A whole run in one process: prepare, then round after round until the last or the target, leaving a run folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitrank.config import Config, with_values
+from splitrank.errors import InputError
+from splitrank.federation import run_folder
+from splitrank.federation.export import export_adapter
+from splitrank.federation.in_process import InProcessClients, make_clients
+from splitrank.federation.rounds import State, run_round
+from splitrank.federation.run_folder import RunFolder
+from splitrank.learning.data import TextData, load_hub, load_path, take_rows
+from splitrank.learning.docstrings import load_docstrings
+from splitrank.learning.encoder import resolve_precision
+from splitrank.progress import say
+from splitrank.records import RoundRecord
+
+OFFLINE_DATA = "docstrings"
+"""``data.name`` of the texts that any installation has."""
+
+_PACKAGES = ("splitrank", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "tokenizers", "safetensors")
+
+
+def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRecord]:
+    """Run a federation and yield each round's record once it is safe on disk, round 0 first.
+
+    Breaking off at any moment, by exception, signal or power cut, leaves a folder that ``resume=True`` continues to
+    the same bits. A resumed run yields only the rounds it does itself.
+
+    Args:
+        config: the settings; for a resumed run those of :func:`run_folder.resumed_config`.
+        out: the run folder, new or empty unless resumed.
+        resume: continue the run in ``out``.
+
+    Raises:
+        InputError: settings, data or a folder that cannot be used; nothing half-written is left.
+        RunError: training diverged; the folder stays resumable.
+    """
+    if resume:
+        folder = run_folder.open_to_resume(out)
+    else:
+        run_folder.check_new(out)
+    data = load_data(config)
+    config = resolved(config, data)
+    with ExitStack() as held:
+        if resume:
+            held.callback(folder.close)
+        clients = make_clients(config, data)
+        held.callback(clients.close)
+        manifest = _manifest(config, clients)
+        if resume:
+            state = _resumed_state(folder, config, manifest)
+        else:
+            folder, state = run_folder.create(out, config, manifest), None
+            held.callback(folder.close)
+        if state is None:
+            state, record = _round_zero(clients)
+            folder.append(record)
+            folder.save_checkpoint(state)
+            yield record
+        while state.round < config.federation.rounds and not _reached_target(folder, config):
+            state, record = run_round(state, clients, config)
+            folder.append(record)
+            folder.save_checkpoint(state)
+            yield record
+        export_adapter(clients, state, out / "adapter")
+
+
+def _reached_target(folder: RunFolder, config: Config) -> bool:
+    target = config.federation.target_accuracy
+    return target is not None and folder.last_accuracy() >= target
+
+
+def _round_zero(clients: InProcessClients) -> tuple[State, RoundRecord]:
+    started_s = time.perf_counter()
+    state = clients.initial_state()
+    return state, RoundRecord(
+        round=0,
+        status=None,
+        rank=0,
+        **asdict(clients.evaluate(state)),
+        factor_averaging_error=None,
+        clients=clients.preparation_records(),
+        wall_s=time.perf_counter() - started_s,
+    )
+
+
+def load_data(config: Config) -> TextData:
+    """The texts that the settings name: the docstrings, a folder or file, or a data set on the hub."""
+    table, seed = config.data, config.run.seed
+    text = list(table.text) if table.text else None
+    if table.path is not None:
+        data = load_path(Path(table.path), text=text, label=table.label, test_share=table.test_share, seed=seed)
+    elif table.name == OFFLINE_DATA:
+        data = load_docstrings()
+    else:
+        assert table.name is not None
+        data = load_hub(table.name, text=text, label=table.label, test_share=table.test_share, seed=seed)
+    return take_rows(data, table.train_rows, table.test_rows, seed)
+
+
+def resolved(config: Config, data: TextData) -> Config:
+    """Settings with nothing left to the machine or the data: threads, precision, classes, absolute paths."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(config.model.precision, device)
+    values: dict[str, Any] = {
+        "run.threads": config.run.threads or os.cpu_count() or 1,
+        "model.precision": "bf16" if precision == torch.bfloat16 else "fp32",
+    }
+    if config.model.num_labels is None:
+        values["model.num_labels"] = len(data.label_names)
+    if config.data.path is not None:
+        values["data.path"] = str(Path(config.data.path).resolve())
+    if Path(config.model.name).is_dir():
+        values["model.name"] = str(Path(config.model.name).resolve())
+    return with_values(config, values)
+
+
+def _manifest(config: Config, clients: InProcessClients) -> dict[str, Any]:
+    return {
+        "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "seed": config.run.seed,
+        "threads": config.run.threads,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "device": str(clients.encoder.model.device),
+        },
+        "data": {
+            "source": clients.data.source,
+            "sha256": clients.data.fingerprint,
+            "train_texts": len(clients.data.train_texts),
+            "test_texts": len(clients.data.test_texts),
+            "labels": clients.data.label_names,
+        },
+        "model": {"location": clients.encoder.location, "trunk_sha256": clients.encoder.trunk_digest},
+        "trunk_computed": {"training": clients.train_outputs.built, "test": clients.test_outputs.built},
+    }
+
+
+def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> State | None:
+    before = folder.read_manifest()
+    for key, what in (("data", "texts"), ("model", "weights")):
+        digest = "sha256" if key == "data" else "trunk_sha256"
+        if before[key][digest] != manifest[key][digest]:
+            raise InputError(
+                f"The {what} must be those the run in {folder.path} started with, but they have changed since "
+                f"({key} {manifest[key][digest][:12]} instead of {before[key][digest][:12]}); start a new run"
+            )
+    state = folder.load_checkpoint()
+    resumed = [
+        *before.get("resumed", []),
+        {"utc": manifest["started_utc"], "after_round": state.round if state else None},
+    ]
+    folder.write_manifest({**before, "resumed": resumed})
+    run_folder.update_config(folder, config)
+    if state is None:
+        say("No round was finished yet; starting from the beginning.")
+    else:
+        say(f"Resuming after round {state.round}.")
+    return state

@@ -1,0 +1,95 @@
+"""A plan for people and programs: the JSON of `splitrank plan --json` and its lines. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from splitrank.config import Config
+from splitrank.federation.budgets import (
+    encoder_shape,
+    plan_round,
+    planned_texts,
+    preparation,
+    round_problem,
+    round_workload,
+    trained_parameters,
+)
+from splitrank.planning.plan import plan_json
+
+
+def plan_report(config: Config, round: int) -> dict[str, Any]:
+    """Plan a round for ``client.samples`` texts per client.
+
+    Beside the plan it tells how many parameters are trained: ``adapter_parameters_per_rank`` and
+    ``head_parameters``; and where the frozen trunk is prepared outside the rounds, each client's ``preparation_s``
+    and ``preparation_j``.
+    """
+    shape = encoder_shape(config)
+    texts = planned_texts(config)
+    problem = round_problem(config, shape, round_workload(config, shape, texts), round)
+    plan = plan_round(config, problem, round, sit_out=False)
+    report = plan_json(plan, problem)
+    parameters = trained_parameters(config, shape)
+    clients = report.pop("clients")
+    prepared = preparation(config, shape, texts)
+    for index, client in enumerate(clients):
+        client["latency_budget_s"] = config.budget.latency_s
+        client["energy_budget_j"] = float(problem.energy_j[index])
+        if prepared is not None:
+            client["preparation_s"] = float(prepared.seconds[index])
+            client["preparation_j"] = float(prepared.joules[index])
+    return {
+        **report,
+        "round": round,
+        "adapter_parameters_per_rank": parameters.adapter_per_rank,
+        "head_parameters": parameters.head,
+        "clients": clients,
+    }
+
+
+_COLUMNS = ("client", "max rank", "GHz", "compute s", "up s", "down s", "latency s", "energy J")
+
+
+def plan_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the plan as a table that fits a terminal of 80 columns, a line at a time."""
+    clients = report["clients"]
+    if report["status"] == "infeasible":
+        yield "infeasible: not every client can take part within its budgets"
+    else:
+        rank, per_rank = report["rank"], report["adapter_parameters_per_rank"]
+        yield f"rank {rank} for all ({report['status']}, {report['method']})"
+        yield (
+            f"trained and sent: {rank * per_rank:,} adapter parameters ({per_rank:,} per rank), "
+            f"{report['head_parameters']:,} in the head"
+        )
+    energy_budgets = {client["energy_budget_j"] for client in clients}
+    columns = (*_COLUMNS, *(("of J",) if len(energy_budgets) > 1 else ()))
+    shown = f"{min(energy_budgets):,.6g} J" if len(energy_budgets) == 1 else "its own energy (of J)"
+    yield f"budgets of a round: {clients[0]['latency_budget_s']:,.6g} s and {shown} per client"
+    yield ""
+    yield "".join(f"{name:>10}" for name in columns) + "  limited by"
+    for client in clients:
+        values = [
+            f"{client['client']}",
+            f"{client['max_rank']}",
+            _cell(client["frequency_hz"], 1e9, 3),
+            *(_cell(client[key]) for key in ("compute_s", "uplink_s", "downlink_s", "latency_s", "energy_j")),
+            *((_cell(client["energy_budget_j"]),) if len(energy_budgets) > 1 else ()),
+        ]
+        yield "".join(f"{value:>10}" for value in values) + f"  {client['binding']}"
+    for client in clients:
+        if "shortfall" in client:
+            yield _shortfall(client)
+
+
+def _cell(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
+    return "-" if value is None else f"{value / scale:,.{digits}f}"
+
+
+def _shortfall(client: dict[str, Any]) -> str:
+    blocked = client["shortfall"]
+    unit, available = blocked["unit"], f"{blocked['available']:,.6g}"
+    needed = "more than any amount" if blocked["needed"] is None else f"{blocked['needed']:,.6g} {unit}"
+    what = f"{blocked['constraint']}, needs {needed} and has {available} {unit}"
+    return f"client {client['client']} cannot take part: {what}"

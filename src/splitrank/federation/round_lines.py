@@ -1,0 +1,34 @@
+"""A run as lines for people: a round each, with what it reached and what it cost against its budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from splitrank.config import Config
+from splitrank.records import RoundRecord
+
+_HEADER = (
+    f"{'round':>5} {'rank':>5} {'accuracy':>9} {'loss':>7} {'worst latency':>21} {'worst energy':>20} {'clients':>8}"
+)
+
+
+def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
+    """Yield the table's header and then a line per round as it finishes."""
+    yield _HEADER
+    for record in rounds:
+        yield _line(record, config)
+
+
+def _line(record: RoundRecord, config: Config) -> str:
+    trained = [client for client in record.clients if client.get("dropped") is False]
+    latency = energy = "-"
+    if trained:
+        latency = f"{max(client['latency_s'] for client in trained):,.1f} s / {config.budget.latency_s:,.0f} s"
+        worst = max(trained, key=lambda client: client["energy_j"] / client["energy_budget_j"])
+        energy = f"{worst['energy_j']:,.1f} J / {worst['energy_budget_j']:,.0f} J"
+    rank = str(record.rank) if trained else "-"
+    took_part = f"{len(trained)} of {len(record.clients)}" if record.round else "-"
+    return (
+        f"{record.round:>5} {rank:>5} {record.accuracy * 100:>7.1f} % {record.loss:>7.3f} {latency:>21} {energy:>20} "
+        f"{took_part:>8}"
+    )

@@ -1,0 +1,182 @@
+"""The rules that texts and labels must keep, checked on whole tables, each flaw traced to its rows.
+
+Texts of several columns are joined by one space. Labels are compared as strings, so that the 1 of one file is the 1.0
+of another, and ordered by value if all are numbers, else by the alphabet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitrank.errors import InputError
+from splitrank.learning.table_files import Table
+
+MAX_TEXT_CHARACTERS = 1_000_000
+
+_AG_NEWS_NAMES = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Texts and their classes, 0 to number of classes − 1, shape (num_rows,)."""
+
+    texts: list[str]
+    labels: NDArray[np.int64]
+
+    def select(self, rows: NDArray[np.int64]) -> Split:
+        """Keep these rows."""
+        return Split([self.texts[row] for row in rows], self.labels[rows])
+
+
+def columns_wanted(text: list[str] | None, label: str | None) -> list[str]:
+    """Names of the text columns, then of the label column, with the defaults put in."""
+    if text is not None and not text:
+        raise InputError("data.text must name at least one column, got []")
+    return [*(text or ["text"]), label or "label"]
+
+
+def checked_splits(
+    train: Table, test: Table | None, text: list[str] | None, label: str | None, order: list[str] | None = None
+) -> tuple[Split, Split | None, list[str]]:
+    """Turn tables into texts and classes, or say what is wrong with them.
+
+    Args:
+        train: the training rows.
+        test: the test rows, None if they are to be held out later.
+        text: the text columns; ``["text"]`` if None.
+        label: the label column; ``"label"`` if None.
+        order: the order of the class names where the source declares one.
+
+    Returns:
+        the training split, the test split and the class names.
+
+    Raises:
+        InputError: a missing column, an empty, missing, overlong or broken text, a missing label, fewer than two
+            classes, or a test label that no training row has.
+    """
+    train_texts = texts_of(train, text)
+    train_names = _labels(train, label)
+    test_texts = texts_of(test, text) if test else []
+    test_names = _labels(test, label) if test else []
+
+    whole = _whole_numbers({*train_names, *test_names})
+    train_names = [whole.get(name, name) for name in train_names]
+    test_names = [whole.get(name, name) for name in test_names]
+    classes = _ordered(set(train_names), order)
+    index = {name: position for position, name in enumerate(classes)}
+    if len(classes) < 2:
+        raise InputError(f"{train.name}: the labels must name at least 2 classes, got only {classes[0]!r}")
+    unknown = [row for row, name in enumerate(test_names) if name not in index]
+    if test and unknown:
+        raise InputError(
+            f"{test.name}, {test.rows(unknown)}: a test label must also occur in the training rows, "
+            f"got {test_names[unknown[0]]!r}; the training labels are {_listed(classes)}"
+        )
+    train_split = Split(train_texts, np.array([index[name] for name in train_names], dtype=np.int64))
+    test_split = Split(test_texts, np.array([index[name] for name in test_names], dtype=np.int64)) if test else None
+    if train.headerless and len(train.column_names) == 3 and set(classes) == set(_AG_NEWS_NAMES):
+        return train_split, test_split, [_AG_NEWS_NAMES[name] for name in classes]
+    return train_split, test_split, classes
+
+
+def _column(table: Table, name: str, key: str) -> list[Any]:
+    if name not in table.columns:
+        raise InputError(
+            f"{table.name}: {key} must name one of the columns {_listed(table.column_names)}"
+            f"{' (ours: the file has no header)' if table.headerless else ''}, got {name!r}; "
+            'name yours like data.text=["..."] data.label="..."'
+        )
+    return table.columns[name]
+
+
+def texts_of(table: Table, text: list[str] | None) -> list[str]:
+    """The text columns of a table, each stripped, joined by one space."""
+    if text is None and table.headerless:
+        text = table.column_names[1:]
+    columns = []
+    for name in text or ["text"]:
+        values = _column(table, name, "data.text")
+        strange = [row for row, value in enumerate(values) if not isinstance(value, str | None)]
+        if strange:
+            kind = type(values[strange[0]]).__name__
+            raise InputError(
+                f"{table.name}, {table.rows(strange)}: column {name!r} must hold text, got {kind}; "
+                "choose other columns with data.text"
+            )
+        columns.append(values)
+    texts = [
+        " ".join(piece for value in row if value and (piece := value.strip())) for row in zip(*columns, strict=True)
+    ]
+    empty = [row for row, joined in enumerate(texts) if not joined]
+    if empty:
+        raise InputError(
+            f"{table.name}, {table.rows(empty)}: a text must not be empty or missing; fill it or drop the row"
+        )
+    long = [row for row, joined in enumerate(texts) if len(joined) > MAX_TEXT_CHARACTERS]
+    if long:
+        raise InputError(
+            f"{table.name}, {table.rows(long)}: a text must have at most {MAX_TEXT_CHARACTERS:,} characters, "
+            f"got {len(texts[long[0]]):,}; split it or leave it out"
+        )
+    broken = [row for row, joined in enumerate(texts) if not _is_unicode(joined)]
+    if broken:
+        raise InputError(
+            f"{table.name}, {table.rows(broken)}: a text must be valid Unicode, got half of a surrogate pair; "
+            "repair the \\u escape"
+        )
+    return texts
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _labels(table: Table, label: str | None) -> list[str]:
+    """The label column of a table as strings."""
+    values = _column(table, label or "label", "data.label")
+    strange = [row for row, value in enumerate(values) if not isinstance(value, str | bool | int | float | None)]
+    if strange:
+        kind = type(values[strange[0]]).__name__
+        raise InputError(f"{table.name}, {table.rows(strange)}: a label must be a string or a number, got {kind}")
+    names = [
+        "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
+        for value in values
+    ]
+    missing = [row for row, name in enumerate(names) if not name]
+    if missing:
+        raise InputError(
+            f"{table.name}, {table.rows(missing)}: a label must not be empty or missing; fill it or drop the row"
+        )
+    return names
+
+
+def _whole_numbers(names: set[str]) -> dict[str, str]:
+    """Map "1.0" to "1", and so on, if every label is a whole number; otherwise map nothing."""
+    matches = {name: _WHOLE_NUMBER.fullmatch(name) for name in names}
+    return {name: match[1] for name, match in matches.items() if match} if all(matches.values()) else {}
+
+
+def _ordered(classes: set[str], order: list[str] | None) -> list[str]:
+    """Classes in the given order if there is one, else numbers by value, strings by alphabet."""
+    if order is not None:
+        return [name for name in order if name in classes]
+    if all(_NUMBER.fullmatch(name) for name in classes):
+        return sorted(classes, key=lambda name: (float(name), name))
+    return sorted(classes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

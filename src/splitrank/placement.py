@@ -1,0 +1,101 @@
+"""Where adapters sit: which layers of the encoder and which linear maps of a layer, by name.
+
+Both wings need the answer (one counts the parameters, the other attaches them), so it stands on the ground floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MAPS = ("query", "key", "value", "attention_output", "intermediate", "output")
+"""The six linear maps of a transformer layer, in the order in which a layer uses them."""
+
+MAP_SETS: dict[str, tuple[str, ...]] = {
+    "query-value": ("query", "value"),
+    "attention": ("query", "key", "value", "attention_output"),
+    "all-linear": MAPS,
+}
+
+# What the supported families call these maps, as PEFT's `target_modules` would name them. A name that ends several
+# maps of a layer (BERT's "dense") means all of them, as it does in PEFT.
+_MODULE_NAMES: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in MAPS},
+    **dict.fromkeys(("attention.self.query", "self.query", "q", "attn.q", "attention.attn.q", "q_lin"), ("query",)),
+    **dict.fromkeys(("attention.self.key", "self.key", "k", "attn.k", "attention.attn.k", "k_lin"), ("key",)),
+    **dict.fromkeys(("attention.self.value", "self.value", "v", "attn.v", "attention.attn.v", "v_lin"), ("value",)),
+    **dict.fromkeys(("attention.output.dense", "o", "attn.o", "attention.attn.o", "out_lin"), ("attention_output",)),
+    **dict.fromkeys(("intermediate.dense", "lin1", "ffn.lin1"), ("intermediate",)),
+    **dict.fromkeys(("lin2", "ffn.lin2"), ("output",)),
+    "output.dense": ("attention_output", "output"),
+    "dense": ("attention_output", "intermediate", "output"),
+}
+
+
+def target_maps(target_modules: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of the maps that ``adapter.target_modules`` selects, in the order of ``MAPS``.
+
+    Args:
+        target_modules: ``"query-value"``, ``"attention"``, ``"all-linear"`` or a list of module names, either those
+            of ``MAPS`` or a model family's own (``"q_lin"``, ``"attention.self.query"``).
+
+    Raises:
+        ValueError: a name that matches no map of a layer; the message lists what would.
+    """
+    if isinstance(target_modules, str):
+        if target_modules not in MAP_SETS:
+            raise ValueError(f'one of {", ".join(MAP_SETS)} or a list of module names such as ["query", "value"]')
+        return MAP_SETS[target_modules]
+    chosen: set[str] = set()
+    for name in target_modules:
+        if name not in _MODULE_NAMES:
+            raise ValueError(
+                f"a list of names that match a linear map of a layer ({', '.join(MAPS)}); {name!r} does not"
+            )
+        chosen.update(_MODULE_NAMES[name])
+    if not chosen:
+        raise ValueError(f"a list with at least one of {', '.join(MAPS)}")
+    return tuple(name for name in MAPS if name in chosen)
+
+
+def parse_trained_layers(trained_layers: str | Sequence[int]) -> None:
+    """Check the form of ``model.trained_layers`` where the number of layers is not known yet.
+
+    Raises:
+        ValueError: the rule that it breaks.
+    """
+    if isinstance(trained_layers, str):
+        place, _, count = trained_layers.partition(":")
+        if trained_layers == "all" or (place in ("first", "middle", "last") and count.isdigit() and int(count) > 0):
+            return
+        raise ValueError('"last:N", "middle:N", "first:N" with N at least 1, "all", or a list of layer indices')
+    if not trained_layers:
+        raise ValueError("a list with at least one layer index")
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in trained_layers):
+        raise ValueError("a list of layer indices (whole numbers)")
+    if len(set(trained_layers)) != len(trained_layers):
+        raise ValueError("a list of layer indices without duplicates")
+
+
+def layer_indices(trained_layers: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Indices of the trained layers, ascending; the first of them is the ``cut_layer``.
+
+    Args:
+        trained_layers: ``"last:3"``, ``"first:3"``, ``"middle:3"``, ``"all"`` or a list of indices counted from 0.
+        num_layers: layers of the encoder.
+
+    Raises:
+        ValueError: the rule that it breaks, for a model of that many layers.
+    """
+    parse_trained_layers(trained_layers)
+    if not isinstance(trained_layers, str):
+        if not all(0 <= layer < num_layers for layer in trained_layers):
+            raise ValueError(f"a list of layer indices from 0 to {num_layers - 1} (the model has {num_layers} layers)")
+        return tuple(sorted(trained_layers))
+    if trained_layers == "all":
+        return tuple(range(num_layers))
+    place, _, digits = trained_layers.partition(":")
+    count = int(digits)
+    if count > num_layers:
+        raise ValueError(f"at most {num_layers} layers, the depth of the model")
+    start = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[place]
+    return tuple(range(start, start + count))

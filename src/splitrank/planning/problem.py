@@ -1,0 +1,286 @@
+"""Problem P1 of Xie and Wen: what a round costs, what is allowed, and which ranks fit.
+
+The costs are equations (1), (3), (4), (8), (9), (11) and (12), the constraints E1 to E4. Per client, with the time
+left for computing S = T0 - T_ul - T_dl and the energy left for it W = E_0 - ξ - E_ul, a rank fits exactly when
+
+    S > 0,  W > 0,  f_lat = C|D| / S <= min(f_max, f_en),  f_en = sqrt(W / (Ω·C|D|))
+
+f_lat grows with the rank and f_en falls, so the ranks that fit a client are 1..r_i*, its ``max_rank``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitrank.planning.workload import Workload
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Rank = IntArray | FloatArray | int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One round's instance of P1 for I clients. Scalars given for arrays are shared by all clients.
+
+    Attributes:
+        workload: cost of the round as a function of the rank.
+        uplink_bps: s_ul [bit/s], shape (I,), >= 0.
+        downlink_bps: s_dl [bit/s], shape (I,), >= 0.
+        uplink_power_w: P_ul [W], shape (I,), > 0.
+        capacitance: Ω, effective switched capacitance; Ω·f³ is power [W], shape (I,), > 0.
+        max_frequency_hz: f_max [Hz], shape (I,), > 0.
+        circuit_energy_j: ξ, circuit energy of the round [J], shape (I,), >= 0.
+        energy_j: E_0, energy budget [J], shape (I,), > 0, infinite for no limit.
+        rank_cap: the least of max_rank and every target map's d and k, int64, shape (I,), >= 1.
+        latency_s: T0, latency budget [s], > 0.
+        latency_margin: share of T0 kept as slack, in [0, 1).
+
+    Raises:
+        ValueError: a field of another shape or outside its range.
+    """
+
+    workload: Workload
+    uplink_bps: FloatArray
+    downlink_bps: FloatArray
+    uplink_power_w: FloatArray
+    capacitance: FloatArray
+    max_frequency_hz: FloatArray
+    circuit_energy_j: FloatArray
+    energy_j: FloatArray
+    rank_cap: IntArray
+    latency_s: float
+    latency_margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.workload.cycles_constant)
+        if len(shape) != 1 or shape[0] == 0:
+            raise ValueError(f"a workload must have shape (I,) with I >= 1, got {shape}")
+        positive = ("uplink_power_w", "capacitance", "max_frequency_hz", "energy_j", "rank_cap")
+        for name in (*positive, "uplink_bps", "downlink_bps", "circuit_energy_j"):
+            dtype = np.int64 if name == "rank_cap" else np.float64
+            given = np.asarray(getattr(self, name), dtype)
+            if given.shape not in ((), shape):
+                raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {given.shape}")
+            value = np.broadcast_to(given, shape)
+            allowed = (value > 0 if name in positive else value >= 0) & (np.isfinite(value) | (name == "energy_j"))
+            if not np.all(allowed):
+                raise ValueError(f"{name} must be finite and {'> 0' if name in positive else '>= 0'}")
+            object.__setattr__(self, name, value)
+        if not (0 < self.latency_s < np.inf and 0 <= self.latency_margin < 1):
+            raise ValueError(f"need 0 < T0 < inf and 0 <= margin < 1, got {self.latency_s}, {self.latency_margin}")
+        at_one = (self.workload.cycles(1), self.workload.payload_bits(1))
+        slopes = (self.workload.cycles_per_rank, self.workload.payload_bits_per_rank)
+        if not (all(np.all(cost > 0) for cost in at_one) and all(np.all(slope >= 0) for slope in slopes)):
+            raise ValueError("a workload must cost something at rank 1 and nothing less at a higher rank")
+
+    @property
+    def num_clients(self) -> int:
+        """I."""
+        return len(self.workload.cycles_constant)
+
+    @property
+    def deadline_s(self) -> float:
+        """T0·(1 - margin) [s]: what the planner may use of the latency budget."""
+        return self.latency_s * (1.0 - self.latency_margin)
+
+
+def compute_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
+    """T_cmp = C|D| / f [s], equation (1), shape (I,)."""
+    return problem.workload.cycles(rank) / frequency_hz
+
+
+def uplink_s(problem: Problem, rank: Rank) -> FloatArray:
+    """T_ul = M·Q / s_ul [s], equation (4), shape (I,); infinite at rate 0."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return problem.workload.payload_bits(rank) / problem.uplink_bps
+
+
+def downlink_s(problem: Problem, rank: Rank) -> FloatArray:
+    """T_dl = M·Q / s_dl [s], equation (9), shape (I,); infinite at rate 0."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return problem.workload.payload_bits(rank) / problem.downlink_bps
+
+
+def latency_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
+    """T = T_cmp + T_ul + T_dl [s], equation (11), shape (I,)."""
+    return compute_s(problem, rank, frequency_hz) + uplink_s(problem, rank) + downlink_s(problem, rank)
+
+
+def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
+    """E = Ω·C|D|·f² + P_ul·T_ul + ξ [J], equations (3), (8) and (12), shape (I,)."""
+    compute_j = problem.capacitance * problem.workload.cycles(rank) * frequency_hz**2
+    return compute_j + problem.uplink_power_w * uplink_s(problem, rank) + problem.circuit_energy_j
+
+
+def left_for_compute(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
+    """What the radio and the circuits leave for computing.
+
+    S = T0·(1 - margin) - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul
+
+    Returns:
+        S [s] and W [J], shape (I,) each; negative or infinitely so where the radio alone is too much.
+    """
+    up_s = uplink_s(problem, rank)
+    # A client with neither an uplink nor an energy limit has W = inf - inf, which no comparison lets pass.
+    with np.errstate(invalid="ignore"):
+        spare_j = problem.energy_j - problem.circuit_energy_j - problem.uplink_power_w * up_s
+    return problem.deadline_s - up_s - downlink_s(problem, rank), spare_j
+
+
+def feasible(problem: Problem, rank: Rank) -> BoolArray:
+    """Whether some frequency lets the client finish this rank in time and within its energy.
+
+    S > 0,  W > 0,  C|D| <= f_max·S,  Ω·(C|D|)³ <= W·S²
+
+    E1 to E3 with the frequency eliminated and multiplied out, so that a rate of 0 needs no special case.
+
+    Args:
+        problem: the round.
+        rank: r, shape (I,) or one for all, >= 1; a real rank is judged by the same forms.
+
+    Returns:
+        bool, shape (I,).
+    """
+    cycles = problem.workload.cycles(rank)
+    spare_s, spare_j = left_for_compute(problem, rank)
+    with np.errstate(invalid="ignore", over="ignore"):
+        in_time = cycles <= problem.max_frequency_hz * spare_s
+        in_energy = problem.capacitance * cycles * cycles**2 <= spare_j * spare_s**2
+    result: BoolArray = (spare_s > 0) & (spare_j > 0) & in_time & in_energy
+    return result
+
+
+def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
+    """Frequencies at which the client keeps to its budgets at this rank.
+
+    [f_lat, min(f_max, f_en)],  f_lat = C|D| / S,  f_en = sqrt(W / (Ω·C|D|))
+
+    Args:
+        problem: the round.
+        rank: r, shape (I,) or one for all, >= 1.
+
+    Returns:
+        lower and upper end [Hz], shape (I,) each. Where the rank is infeasible the ends are still the formulas'
+        (f_lat is infinite if S <= 0, f_en is 0 if W <= 0) and the lower end exceeds the upper one, but for rounding.
+    """
+    cycles = problem.workload.cycles(rank)
+    spare_s, spare_j = left_for_compute(problem, rank)
+    with np.errstate(divide="ignore", over="ignore"):
+        low_hz = cycles / np.maximum(spare_s, 0.0)
+        high_hz = np.sqrt(np.fmax(spare_j, 0.0) / (problem.capacitance * cycles))
+    high_hz = np.minimum(high_hz, problem.max_frequency_hz)
+    # Where the interval is nearly a point, rounding may turn round its ends; the kernel has the last word.
+    low_hz = np.where(feasible(problem, rank), np.minimum(low_hz, high_hz), low_hz)
+    return low_hz, high_hz
+
+
+def settle(guess: FloatArray, cap: IntArray, fits: Callable[[IntArray], BoolArray]) -> IntArray:
+    """Make an integer optimum of a real one: check r, then r + 1.
+
+    Args:
+        guess: real estimate of each client's largest feasible rank, shape (I,); NaN counts as 0.
+        cap: largest rank allowed, shape (I,).
+        fits: whether ranks of shape (I,) fit; true up to some rank, false above it.
+
+    Returns:
+        the largest r in 1..cap that fits, 0 if none, shape (I,). A guess that rounding has left off by a few is
+        walked to it one rank at a time.
+    """
+    rank = np.floor(np.fmin(np.fmax(guess, 0.0), cap)).astype(np.int64)
+    while True:
+        down = (rank > 0) & ~fits(np.maximum(rank, 1))
+        up = ~down & (rank < cap) & fits(rank + 1)
+        if not np.any(down | up):
+            return rank
+        rank = rank + up - down
+
+
+def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | None = None) -> NDArray[np.str_]:
+    """What keeps each client from ``max_rank`` + 1.
+
+    In this order: ``"rank-cap"``; ``"latency"`` if S <= 0, airtime alone uses up T0; ``"energy"`` if W <= 0 or
+    f_en < min(f_lat, f_max); else ``"frequency"``, too slow at full speed.
+
+    Args:
+        problem: the round.
+        max_rank: r_i*, shape (I,).
+        frequency_hz: the frequency, if it was given rather than planned; it then takes the place of f_max.
+
+    Returns:
+        words, shape (I,).
+    """
+    return _blocking(problem, max_rank + 1, frequency_hz)
+
+
+def _blocking(problem: Problem, rank: IntArray, frequency_hz: FloatArray | None) -> NDArray[np.str_]:
+    """What rules out a rank that is known not to fit; see `binding`."""
+    ceiling_hz = _ceiling_hz(problem, frequency_hz)
+    cycles = problem.workload.cycles(rank)
+    spare_s, spare_j = left_for_compute(problem, rank)
+    # f_en < f_max says it all: where f_lat <= f_max, a rank that does not fit has f_en < f_lat, hence f_en < f_max.
+    costly = spare_j < problem.capacitance * cycles * ceiling_hz**2
+    return np.select(
+        [rank > problem.rank_cap, spare_s <= 0, costly], ["rank-cap", "latency", "energy"], default="frequency"
+    )
+
+
+def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray:
+    # fmin: a client for which no frequency could be drawn has NaN and is judged by its f_max.
+    return problem.max_frequency_hz if frequency_hz is None else np.fmin(frequency_hz, problem.max_frequency_hz)
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """Why a client cannot take part: it needs more of something than it has."""
+
+    constraint: str
+    needed: float
+    available: float
+    unit: str
+
+
+def shortfall(
+    problem: Problem, rank: int, able: BoolArray, frequency_hz: FloatArray | None = None
+) -> tuple[Shortfall | None, ...]:
+    """What blocks a rank, and by how much, for each client that cannot do it.
+
+    ``"latency"``: airtime against the deadline [s]; ``"energy"``: the energy of meeting the deadline at f_lat, or
+    ξ + E_ul where that alone is too much, against E_0 [J]; ``"frequency"``: f_lat against f_max [Hz].
+
+    Args:
+        problem: the round.
+        rank: the rank that was wanted, >= 1.
+        able: clients that can do it, shape (I,).
+        frequency_hz: the frequency, if it was given rather than planned; energy is then that of the given frequency
+            and f_lat is set against it.
+
+    Returns:
+        one entry per client, None where it is able; ``needed`` is infinite at rate 0.
+    """
+    result: list[Shortfall | None] = [None] * problem.num_clients
+    unable = np.flatnonzero(~able)
+    if len(unable) == 0:
+        return tuple(result)
+    ranks = np.full(problem.num_clients, rank)
+    low_hz, _ = frequency_range_hz(problem, ranks)
+    used_hz = low_hz if frequency_hz is None else np.where(np.isnan(frequency_hz), low_hz, frequency_hz)
+    radio_s = uplink_s(problem, ranks) + downlink_s(problem, ranks)
+    fixed_j = problem.uplink_power_w * uplink_s(problem, ranks) + problem.circuit_energy_j
+    energy = np.where(fixed_j >= problem.energy_j, fixed_j, energy_j(problem, ranks, used_hz))
+    ceiling_hz = _ceiling_hz(problem, frequency_hz)
+    constraints = _blocking(problem, ranks, frequency_hz)
+    for i in unable:
+        needed, available, unit = {
+            "rank-cap": (rank, problem.rank_cap[i], "rank"),
+            "latency": (radio_s[i], problem.deadline_s, "s"),
+            "energy": (energy[i], problem.energy_j[i], "J"),
+            "frequency": (low_hz[i], ceiling_hz[i], "Hz"),
+        }[str(constraints[i])]
+        result[i] = Shortfall(str(constraints[i]), float(needed), float(available), unit)
+    return tuple(result)

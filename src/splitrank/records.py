@@ -1,0 +1,59 @@
+"""What a round leaves behind: one line of ``rounds.jsonl``, plain fields only."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, or with ``round = 0`` the model before training.
+
+    Attributes:
+        round: counted from 1.
+        status: the plan's ``"optimal"``, ``"feasible"`` or ``"infeasible"`` (nobody could take part); ``None`` for
+            round 0.
+        rank: common LoRA rank, 0 where nobody trained.
+        accuracy: share of the test texts classified rightly.
+        loss: mean cross-entropy on the test texts [nats].
+        macro_f1: F1 averaged over classes.
+        worst_client_accuracy: lowest accuracy over the clients' shares of the test texts.
+        factor_averaging_error: ‖mean(B)mean(A) − mean(BA)‖/‖mean(BA)‖; ``None`` where nothing was averaged.
+        clients: for each client the fields of the plan, and ``uplink_bits``, ``downlink_bits``, ``train_loss``,
+            ``samples``, ``dropped`` (whether it sat the round out). In round 0 what preparing the frozen trunk
+            costs it: ``preparation_s``, ``preparation_j``.
+        wall_s: real seconds that the round took on this machine; the only field that differs between equal runs.
+    """
+
+    round: int
+    status: str | None
+    rank: int
+    accuracy: float
+    loss: float
+    macro_f1: float
+    worst_client_accuracy: float
+    factor_averaging_error: float | None
+    clients: list[dict[str, Any]] = field(default_factory=list)
+    wall_s: float = 0.0
+
+    def to_json(self) -> str:
+        """One line of JSON; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def without_wall(line: str) -> dict[str, Any]:
+    """A line of ``rounds.jsonl`` without the fields that measure real time, for comparing runs."""
+    return {key: value for key, value in json.loads(line).items() if "wall" not in key}

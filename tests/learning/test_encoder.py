@@ -1,0 +1,158 @@
+"""Promise: cached and uncached forward passes agree with Hugging Face's own, logits and gradients, for every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from splitrank import streams
+from splitrank.errors import ConfigError, InputError
+from splitrank.learning.adapters import lora
+from splitrank.learning.encoder import Encoder, load_encoder, pad
+from splitrank.learning.trunk import trunk_outputs
+from splitrank.placement import MAPS
+from tests.conftest import TINY_FAMILIES
+
+LABELS = ["a", "b", "c", "d"]
+PLACES = ["last:3", "first:3", "middle:3", "all"]
+
+
+def load(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
+    defaults = {"precision": torch.float32, "device": torch.device("cpu"), "max_length": 32}
+    return load_encoder(str(folder), trained_layers, LABELS, **{**defaults, **options})
+
+
+def random_ids(vocab_size: int, lengths: list[int]) -> list[list[int]]:
+    draws = streams.generator(3, "test-ids")
+    return [[2, *draws.integers(5, vocab_size, length - 2).tolist(), 3] for length in lengths]
+
+
+def gradients(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in parameters.items()}
+
+
+def assert_same_as_hugging_face(encoder: Encoder, ids: list[list[int]], maps: tuple[str, ...]) -> None:
+    """Compare our uncached and cached passes with the PEFT-wrapped Hugging Face model itself."""
+    peft_model = lora.attach(encoder, maps, scaling=2.0, dropout=0.0)
+    start = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
+    adapter = lora.resize(start, 3, seed=0, round=1)
+    for path, tensor in adapter.lora_B.items():  # with B = 0 A's gradient would be zero and prove nothing
+        draws = streams.generator(1, f"B/{path}").standard_normal(tuple(tensor.shape)) * 0.1
+        adapter.lora_B[path] = torch.from_numpy(draws).float()
+    lora.load(peft_model, adapter)
+    named = {name: parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+    assert any("lora_A" in name for name in named)
+    assert any("classifier" in name for name in named)
+
+    padded, mask = pad(ids, encoder.tokenizer.pad_token_id)
+    assert not mask.all()
+    labels = torch.arange(len(ids)) % 4
+    expected = peft_model(input_ids=padded, attention_mask=mask.long()).logits
+    functional.cross_entropy(expected, labels).backward()
+    expected_gradients = gradients(named)
+
+    cached = trunk_outputs(encoder, ids, limit_bytes=10**9, what="texts")
+    cached_hidden, cached_mask = cached.read(range(len(ids)))
+    cached.close()
+    for hidden, seen_mask in ((encoder.trunk(padded, mask), mask), (cached_hidden, cached_mask)):
+        peft_model.zero_grad()
+        logits = encoder.logits(hidden, seen_mask)
+        functional.cross_entropy(logits, labels).backward()
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+        for name, gradient in gradients(named).items():
+            scale = expected_gradients[name].norm()
+            assert scale > 0, name
+            assert (gradient - expected_gradients[name]).norm() / scale < 1e-5, name
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_forward_and_gradients_equal_hugging_face(family, place, tiny_model):
+    encoder = load(tiny_model(family), place)
+    assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9, 30, 2, 12]), MAPS)
+
+
+def test_gaps_between_trained_layers(tiny_model):
+    encoder = load(tiny_model("roberta"), [1, 4])
+    assert encoder.cut_layer == 1
+    assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9]), ("query", "value"))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("place", PLACES)
+def test_minilm_equals_hugging_face(place):
+    encoder = load("minilm", place, max_length=128)
+    ids = random_ids(encoder.model.config.vocab_size, [7, 64, 128, 21, 3])
+    assert_same_as_hugging_face(encoder, ids, MAPS)
+
+
+def test_dropout_is_off_unless_asked_for(tiny_model):
+    ids, mask = pad(random_ids(64, [9, 12]), 0)
+    for dropout, repeats in ((0.0, True), (0.3, False)):
+        encoder = load(tiny_model("bert"), dropout=dropout)
+        hidden = encoder.trunk(ids, mask)
+        encoder.model.train()
+        first, second = encoder.logits(hidden, mask), encoder.logits(hidden, mask)
+        assert torch.equal(first, second) is repeats
+
+
+def test_new_heads_come_from_the_seed(tiny_model):
+    first, same, other = (load(tiny_model("roberta"), seed=seed).model.classifier for seed in (1, 1, 2))
+    assert torch.equal(first.dense.weight, same.dense.weight)
+    assert not torch.equal(first.dense.weight, other.dense.weight)
+    assert not first.out_proj.bias.any()
+
+
+def test_loading_leaves_the_global_random_state_alone(tiny_model):
+    before = torch.get_rng_state()
+    encoder = load(tiny_model("roberta"))
+    lora.attach(encoder, MAPS, scaling=2.0, dropout=0.0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_half_precision_stays_close(tiny_model):
+    ids, mask = pad(random_ids(64, [9, 12, 20]), 0)
+    exact, half = load(tiny_model("roberta")), load(tiny_model("roberta"), precision=torch.bfloat16)
+    hidden = half.trunk(ids, mask)
+    assert hidden.dtype == torch.bfloat16
+    difference = half.logits(hidden, mask) - exact.logits(exact.trunk(ids, mask), mask)
+    assert difference.abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trained_layers": "last:7"}, "model.trained_layers must be at most 6 layers"),
+        ({"trained_layers": [0, 6]}, "from 0 to 5"),
+        ({"max_length": 64}, "model.max_length must be at most 63"),
+    ],
+)
+def test_what_the_model_does_not_have(options, message, tiny_model):
+    with pytest.raises(ConfigError, match=message):
+        load(tiny_model("roberta"), **options)
+
+
+def test_other_families_are_refused_with_the_list(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(InputError, match=r"roberta, xlm-roberta, camembert, bert, mpnet, distilbert.*gpt2"):
+        load(tmp_path)
+
+
+def test_no_network_names_what_works_without():
+    with pytest.raises(InputError, match="offline preset"):
+        load("nobody/has-this-model")
+
+
+def test_weights_without_an_encoder_are_refused(tiny_model, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model("roberta"), tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "layer.2." not in k}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="whole encoder"):
+        load(folder)
