@@ -87,6 +87,44 @@ def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def tiny_config(tiny_model: Callable[[str], Path], tiny_texts: Path, tmp_path: Path) -> Path:
+    """A configuration file of a run that takes a second: the tiny encoder, the tiny texts, budgets that bind."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+[model]
+name = "{tiny_model("roberta")}"
+max_length = 32
+
+[data]
+path = "{tiny_texts}"
+
+[federation]
+rounds = 4
+
+[train]
+learning_rate = 5e-3
+batch_size = 8
+
+[client]
+capacitance = 1e-25
+max_frequency_hz = {{ uniform = [1e8, 2e8] }}
+circuit_energy_j = 0.1
+
+[radio]
+bandwidth_hz = 1e6
+noise_power_w = 1e-6
+
+[budget]
+latency_s = 0.3
+energy_j = 0.12
+
+[run]
+threads = 1
+""")
+    return path
+
+
+@pytest.fixture
 def agnews() -> Path:
     """The folder of AG News in its headerless form; in CI its absence is a failure."""
     shared = os.environ.get("SPLITRANK_SHARED")

@@ -20,6 +20,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _readable() -> int:
+    """The mode of an ordinary new file; temporary ones are made private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` so that a reader, or a crash, meets the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
@@ -29,6 +36,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, _readable())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -45,9 +53,10 @@ def folder_built_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(_readable())
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        temporary.chmod(0o755)
+        temporary.chmod(_readable() | 0o111)
         if path.exists():
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, retired / path.name)

@@ -172,7 +172,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_a_package_without_sources_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    with pytest.raises(InputError, match="needs 375 docstrings of stdlib, got 0; reinstall Python with its sources"):
+    with pytest.raises(InputError, match="needs 250 docstrings of stdlib, got 0; reinstall Python with its sources"):
         load_docstrings()
     find_spec = importlib.util.find_spec
     empty = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
@@ -185,8 +185,8 @@ def test_a_package_without_sources_is_named(monkeypatch, tmp_path):
 def test_the_full_set_is_neither_trivial_nor_hopeless():
     """Naive Bayes on words: well above chance (0.25), well below certainty."""
     data = load_docstrings()
-    assert np.bincount(data.train_labels).tolist() == [1500] * 4
-    assert np.bincount(data.test_labels).tolist() == [375] * 4
+    assert np.bincount(data.train_labels).tolist() == [750] * 4
+    assert np.bincount(data.test_labels).tolist() == [250] * 4
     words = {
         word: index for index, word in enumerate(sorted({word for text in data.train_texts for word in text.split()}))
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,8 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=len(labels)).eval()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT uses an old name in Transformers
+            model = AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=len(labels))
     except OSError as error:
         raise InputError(f"The base model of {adapter} must be where it was trained from, got: {error}") from None
     tokenizer = AutoTokenizer.from_pretrained(str(adapter))
@@ -84,6 +86,7 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     probabilities = np.zeros((len(ids), len(labels)), dtype=np.float64)
     batches = list(length_batches(lengths, BATCH_TOKENS))
+    model.eval()
     with torch.inference_mode():
         for batch in track(batches, "predicting", total=len(batches)):
             encoded = tokenizer.pad({"input_ids": [ids[row] for row in batch]}, return_tensors="pt")

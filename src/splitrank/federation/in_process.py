@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from torch import Tensor
 
 from splitrank import placement
 from splitrank.config import Config
@@ -63,10 +62,8 @@ class InProcessClients:
         head = lora.trained_head(self.encoder, self.peft_model, self.config.model.head)
         is_local = self.config.model.head == "local"
         adapter = lora.initial(self.peft_model, scaling=self.config.adapter.scaling, head=[] if is_local else head)
-        own = lora.read_head(self.peft_model, head) if is_local else {}
-        local_heads: Mapping[int, Mapping[str, Tensor]] = (
-            dict.fromkeys(range(len(self.num_samples)), own) if is_local else {}
-        )
+        own_heads = range(len(self.num_samples)) if is_local else ()
+        local_heads = {client: lora.read_head(self.peft_model, head) for client in own_heads}
         return State(0, adapter, local_heads)
 
     def train(self, client: int, state: State, round: int) -> Update:

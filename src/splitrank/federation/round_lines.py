@@ -13,9 +13,10 @@ _HEADER = (
 
 
 def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
-    """Yield the table's header and then a line per round as it finishes."""
-    yield _HEADER
-    for record in rounds:
+    """Yield a line per round as it finishes, the table's header before the first."""
+    for count, record in enumerate(rounds):
+        if count == 0:
+            yield _HEADER
         yield _line(record, config)
 
 
@@ -23,9 +24,9 @@ def _line(record: RoundRecord, config: Config) -> str:
     trained = [client for client in record.clients if client.get("dropped") is False]
     latency = energy = "-"
     if trained:
-        latency = f"{max(client['latency_s'] for client in trained):,.1f} s / {config.budget.latency_s:,.0f} s"
+        latency = f"{max(client['latency_s'] for client in trained):,.1f} s / {config.budget.latency_s:,.6g} s"
         worst = max(trained, key=lambda client: client["energy_j"] / client["energy_budget_j"])
-        energy = f"{worst['energy_j']:,.1f} J / {worst['energy_budget_j']:,.0f} J"
+        energy = f"{worst['energy_j']:,.1f} J / {worst['energy_budget_j']:,.6g} J"
     rank = str(record.rank) if trained else "-"
     took_part = f"{len(trained)} of {len(record.clients)}" if record.round else "-"
     return (

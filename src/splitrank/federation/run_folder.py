@@ -225,11 +225,15 @@ def open_to_resume(path: Path) -> RunFolder:
     Raises:
         InputError: no run is there, or another process holds it.
     """
+    _check_is_run(path)
+    return RunFolder(path, _lock_or_refuse(path))
+
+
+def _check_is_run(path: Path) -> None:
     if not (path / "config.toml").is_file():
         raise InputError(
-            f"--resume needs the folder of a run (with config.toml), got {path}; leave --resume out to start"
+            f"--resume needs the folder of a run, got {path} without config.toml; leave --resume out to start"
         )
-    return RunFolder(path, _lock_or_refuse(path))
 
 
 def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Config:
@@ -243,6 +247,7 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
     Raises:
         ConfigError: a setting other than those two differs, or one of them is lowered.
     """
+    _check_is_run(path)
     saved = load_config(str(path / "config.toml"))
     if asked is None:
         asked = load_config(str(path / "config.toml"), overrides)

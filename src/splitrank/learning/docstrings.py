@@ -83,7 +83,7 @@ _LOOSE_PUNCTUATION = re.compile(r"(?:\s+[.,;:?!]+)+(?=\s|$)")
 _REPEATED_PUNCTUATION = re.compile(r"([.,;:?!])[.,;:?!]+")
 
 
-def load_docstrings(*, train_per_author: int = 1500, test_per_author: int = 375) -> TextData:
+def load_docstrings(*, train_per_author: int = 750, test_per_author: int = 250) -> TextData:
     """Collect the data set from the installed packages.
 
     For every author the source files are taken in the order of the hash of their path. The first fill the test rows,

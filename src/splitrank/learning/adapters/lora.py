@@ -8,6 +8,7 @@ model; one model then serves every client, round and rank, its adapter exchanged
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -83,7 +84,8 @@ def attach(encoder: Encoder, maps: Sequence[str], *, scaling: float, dropout: fl
         modules_to_save=list(family.head_modules),
         base_model_name_or_path=encoder.location,
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT's initial draws are replaced by named streams in `load`
+    # PEFT's initial draws are replaced by named streams in `load`; its use of an old name in Transformers is its own.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=FutureWarning):
         peft_model = get_peft_model(encoder.model, config)
     peft_model.requires_grad_(False)
     return peft_model

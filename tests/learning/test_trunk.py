@@ -1,0 +1,223 @@
+"""Promises of the trunk cache: computed once, shared, whole or absent, within its limit."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from splitrank.errors import InputError
+from splitrank.learning import trunk
+from splitrank.learning.encoder import pad
+from splitrank.learning.trunk import cache_folder, clear_cache, length_batches, list_cache, trunk_outputs
+from tests.learning.test_encoder import load, random_ids
+
+LIMIT = 10**9
+
+
+def cached_keys() -> set[str]:
+    return {entry.key for entry in list_cache()}
+
+
+def outputs(encoder, ids, limit_bytes=LIMIT):
+    return trunk_outputs(encoder, ids, limit_bytes=limit_bytes, what="texts")
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_reading_gives_what_was_computed(precision, tiny_model):
+    encoder = load(tiny_model("roberta"), precision=precision)
+    ids = random_ids(64, [4, 9, 31, 9, 2])
+    cached = outputs(encoder, ids)
+    assert cached.built
+    assert cached.lengths.tolist() == [4, 9, 31, 9, 2]
+    rows = [3, 0, 2]
+    hidden, mask = cached.read(rows)
+    cached.close()
+    padded, expected_mask = pad([ids[row] for row in rows], 0)
+    expected = encoder.trunk(padded, expected_mask)
+    assert hidden.dtype == precision
+    assert torch.equal(mask, expected_mask)
+    torch.testing.assert_close(
+        hidden[mask], expected[mask], rtol=2e-2, atol=2e-2 if precision != torch.float32 else 1e-5
+    )
+    assert not hidden[~mask].any()
+
+
+def test_a_second_time_nothing_is_computed(tiny_model, monkeypatch):
+    ids = random_ids(64, [4, 9, 31])
+    first = outputs(load(tiny_model("roberta")), ids)
+    monkeypatch.setattr(trunk, "_build", lambda *_: pytest.fail("computed twice"))
+    again = outputs(load(tiny_model("roberta")), ids)
+    assert not again.built
+    assert torch.equal(first.read([0, 2])[0], again.read([0, 2])[0])
+    first.close()
+    again.close()
+
+
+def test_equal_texts_are_stored_once(tiny_model):
+    encoder = load(tiny_model("roberta"))
+    ids = random_ids(64, [8, 5])
+    cached = outputs(encoder, [ids[0], ids[1], ids[0]])
+    hidden, _ = cached.read([0, 2])
+    cached.close()
+    assert torch.equal(hidden[0], hidden[1])
+    (entry,) = list_cache()
+    assert entry.about["texts"] == 2
+    assert (cache_folder() / "trunk" / entry.key / "hidden_states.bin").stat().st_size == 13 * 32 * 4
+
+
+def test_the_key_knows_everything_that_matters(tiny_model):
+    ids = random_ids(64, [6, 7])
+    variants = [
+        (load(tiny_model("roberta")), ids),
+        (load(tiny_model("roberta"), precision=torch.bfloat16), ids),
+        (load(tiny_model("roberta"), "last:2"), ids),
+        (load(tiny_model("bert")), ids),
+        (load(tiny_model("roberta")), [row[:5] for row in ids]),
+        (load(tiny_model("roberta")), ids[::-1]),
+    ]
+    changed = load(tiny_model("roberta"))
+    with torch.no_grad():
+        changed.model.roberta.encoder.layer[0].output.dense.bias.add_(1e-3)
+    for encoder, texts in [*variants, (changed, ids)]:
+        outputs(encoder, texts).close()
+    assert len(cached_keys()) == 7
+    # What lies above the cut does not matter.
+    above = load(tiny_model("roberta"), seed=5)
+    with torch.no_grad():
+        above.model.roberta.encoder.layer[3].output.dense.bias.add_(1e-3)
+    outputs(above, ids).close()
+    assert len(cached_keys()) == 7
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damaged_output_is_computed_again(damage, tiny_model):
+    encoder, ids = load(tiny_model("roberta")), random_ids(64, [6, 7])
+    cached = outputs(encoder, ids)
+    before = cached.read([0, 1])[0]
+    cached.close()
+    (entry,) = list_cache()
+    data = cache_folder() / "trunk" / entry.key / "hidden_states.bin"
+    data.unlink() if damage == "remove" else os.truncate(data, 10)
+    again = outputs(encoder, ids)
+    assert again.built
+    assert torch.equal(again.read([0, 1])[0], before)
+    again.close()
+
+
+def test_the_longest_unused_go_first(tiny_model):
+    encoder = load(tiny_model("roberta"))
+    sets = [random_ids(64, [length]) for length in (20, 21, 22)]
+    keys = []
+    for index, ids in enumerate(sets[:2]):
+        outputs(encoder, ids).close()
+        (new,) = cached_keys() - set(keys)
+        keys.append(new)
+        used = time.time() - 100 + index
+        os.utime(cache_folder() / "trunk" / new / "about.json", (used, used))
+    outputs(encoder, sets[0]).close()  # used again: now the other one is older
+    outputs(encoder, sets[2], limit_bytes=(20 + 22) * 32 * 4 + 500).close()
+    assert keys[0] in cached_keys()
+    assert keys[1] not in cached_keys()
+
+
+def test_what_is_in_use_stays(tiny_model):
+    encoder = load(tiny_model("roberta"))
+    held = outputs(encoder, random_ids(64, [20]))
+    assert clear_cache() == (0, 1)
+    outputs(encoder, random_ids(64, [21]), limit_bytes=21 * 32 * 4 + 100).close()
+    assert held.read([0])[0].shape == (1, 20, 32)
+    held.close()
+    freed, kept = clear_cache()
+    assert freed > 0
+    assert kept == 0
+    assert list_cache() == []
+
+
+def test_a_limit_below_the_need_is_an_error(tiny_model):
+    encoder = load(tiny_model("roberta"))
+    with pytest.raises(InputError, match=r"run\.cache_limit_gb must be at least"):
+        outputs(encoder, random_ids(64, [20]), limit_bytes=100)
+    assert list(cache_folder().glob("trunk/*")) == []
+
+
+def test_a_full_disk_leaves_nothing(tiny_model, monkeypatch):
+    encoder = load(tiny_model("roberta"))
+    ids = random_ids(64, [20, 21])
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", no_space)
+        with pytest.raises(InputError, match=r"GB free for the trunk cache.*splitrank cache clear.*XDG_CACHE_HOME"):
+            outputs(encoder, ids)
+    assert list(cache_folder().glob("trunk/*")) == []
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+        with pytest.raises(InputError, match="GB free"):
+            outputs(encoder, ids)
+    outputs(encoder, ids).close()
+
+
+def _build_in_process(folder: str, cache: str, queue) -> None:
+    os.environ["XDG_CACHE_HOME"] = cache
+    cached = outputs(load(folder), random_ids(64, [4, 9, 31, 12] * 20))
+    queue.put((cached.built, cached.read(range(80))[0].sum().item()))
+    cached.close()
+
+
+def test_two_processes_want_the_same(tiny_model, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = (str(tiny_model("roberta")), str(tmp_path / "shared-cache"), queue)
+    processes = [context.Process(target=_build_in_process, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=100) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(built for built, _ in results) == [False, True]
+    assert results[0][1] == results[1][1]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from splitrank.learning import encoder as module
+from tests.learning.test_trunk import load, outputs, random_ids
+pass_trunk = module.Encoder.trunk
+def killing(self, ids, mask):
+    os.kill(os.getpid(), signal.SIGKILL)
+module.Encoder.trunk = killing
+outputs(load({folder!r}), random_ids(64, [4, 9]))
+"""
+
+
+def test_a_killed_build_leaves_nothing_that_counts(tiny_model):
+    root = Path(__file__).parents[2]
+    code = KILLED.format(root=str(root), folder=str(tiny_model("roberta")))
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == -9
+    assert list_cache() == []
+    cached = outputs(load(tiny_model("roberta")), random_ids(64, [4, 9]))
+    assert cached.built
+    cached.close()
+    assert all(not path.name.startswith(".") for path in cache_folder().glob("trunk/*"))
+
+
+def test_length_batches_cover_all_within_the_budget():
+    lengths = np.array([5, 100, 7, 7, 30, 2, 64])
+    batches = list(length_batches(lengths, 64))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(7))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= 64

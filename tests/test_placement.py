@@ -1,0 +1,47 @@
+"""Which layers and maps a setting selects."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitrank.placement import MAPS, layer_indices, target_maps
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("last:3", (9, 10, 11)),
+        ("first:3", (0, 1, 2)),
+        ("middle:3", (4, 5, 6)),
+        ("all", tuple(range(12))),
+        ([7, 2], (2, 7)),
+    ],
+)
+def test_layers(setting, expected):
+    assert layer_indices(setting, 12) == expected
+
+
+@pytest.mark.parametrize("setting", ["last:13", [12], [-1]])
+def test_layers_that_are_not_there(setting):
+    with pytest.raises(ValueError, match="12 layers"):
+        layer_indices(setting, 12)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("query-value", ("query", "value")),
+        ("all-linear", MAPS),
+        (["value", "query"], ("query", "value")),
+        (["q_lin", "v_lin"], ("query", "value")),
+        (["dense"], ("attention_output", "intermediate", "output")),
+        (["attention.self.key"], ("key",)),
+    ],
+)
+def test_maps(setting, expected):
+    assert target_maps(setting) == expected
+
+
+def test_maps_that_match_nothing():
+    with pytest.raises(ValueError, match="'keys' does not"):
+        target_maps(["query", "keys"])
