@@ -24,7 +24,7 @@ def refused(*arguments: object) -> str:
     assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    assert result.stderr.startswith(("Error: ", "Loading ", "Usage: "))
+    assert result.stderr.startswith(("Error: ", "Reading ", "Usage: "))
     return result.stderr
 
 

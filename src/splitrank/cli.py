@@ -116,20 +116,19 @@ def run(
         from splitrank.federation import run_folder
         from splitrank.federation.loop import run as run_rounds
         from splitrank.federation.round_lines import round_lines
+        from splitrank.progress import track
 
         if resume:
             assert out is not None
             settings = run_folder.resumed_config(out, settings, overrides or [])
         assert settings is not None
         folder = out or run_folder.next_free_folder(Path(config or "offline").stem)
+        done = run_folder.num_recorded(folder) if resume else 0
         rounds = run_rounds(settings, folder, resume=resume)
+        shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings)
         try:
-            if as_json:
-                for record in rounds:
-                    print(record.to_json(), flush=True)
-            else:
-                for line in round_lines(rounds, settings):
-                    print(line, flush=True)
+            for line in track(shown, "rounds", total=settings.federation.rounds + 1, done=done):
+                print(line, flush=True)
         except KeyboardInterrupt:
             hint = f"go on with: splitrank run --resume --out {folder}"
             what = hint if (folder / "config.toml").exists() else "nothing was written"

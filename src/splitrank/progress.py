@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -14,12 +18,22 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield ``items`` under a progress bar that vanishes when they are done; without a terminal just yield them."""
-    if not sys.stderr.isatty():
+@cache
+def _console() -> Console:
+    """The one console of all bars: they nest only on the same one, and it sees through what a bar does to stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def track(items: Iterable[T], description: str, total: int, *, done: int = 0) -> Iterator[T]:
+    """Yield ``items`` under a progress bar that vanishes when they are done; without a terminal just yield them.
+
+    Bars nest. ``done`` of the ``total`` items were finished before.
+    """
+    if not _console().is_terminal:
         yield from items
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -39,6 +53,5 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     )
     # With both streams on one terminal, lines printed meanwhile must go above the bar; a piped stdout stays untouched.
     shares_terminal = sys.stdout.isatty()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=shares_terminal) as progress:
-        yield from progress.track(items, total=total, description=description)
+    with Progress(*columns, console=_console(), transient=True, redirect_stdout=shares_terminal) as progress:
+        yield from progress.track(items, total=total, completed=done, description=description)

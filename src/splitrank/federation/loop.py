@@ -101,6 +101,7 @@ def _round_zero(clients: InProcessClients) -> tuple[State, RoundRecord]:
 def load_data(config: Config) -> TextData:
     """The texts that the settings name: the docstrings, a folder or file, or a data set on the hub."""
     table, seed = config.data, config.run.seed
+    say(f"Reading the texts: {table.path or table.name}.")
     text = list(table.text) if table.text else None
     if table.path is not None:
         data = load_path(Path(table.path), text=text, label=table.label, test_share=table.test_share, seed=seed)

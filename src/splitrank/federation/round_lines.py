@@ -13,11 +13,11 @@ _HEADER = (
 
 
 def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
-    """Yield a line per round as it finishes, the table's header before the first."""
-    for count, record in enumerate(rounds):
-        if count == 0:
-            yield _HEADER
-        yield _line(record, config)
+    """Yield a line per round as it finishes, the first with the table's header above it."""
+    header = f"{_HEADER}\n"
+    for record in rounds:
+        yield header + _line(record, config)
+        header = ""
 
 
 def _line(record: RoundRecord, config: Config) -> str:

@@ -180,6 +180,12 @@ def next_free_folder(preset: str) -> Path:
     return root / f"{preset}-{n}"
 
 
+def num_recorded(path: Path) -> int:
+    """Rounds that a run folder has on record, round 0 included."""
+    records = path / "rounds.jsonl"
+    return records.read_bytes().count(b"\n") if records.is_file() else 0
+
+
 def check_new(path: Path) -> None:
     """Check, before any work, that a run may start in a folder.
 
