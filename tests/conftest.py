@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+
+# Read once when the libraries are imported: no test may try the network.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+
+# Tiny tensors are quicker on one thread.
+torch.set_num_threads(1)
 
 WORDS = "the a of to in market team game stock court chip storm price vote goal data rain bank law code".split()  # noqa: SIM905
 TINY_SIZES = {
@@ -27,8 +34,6 @@ TINY_FAMILIES = ("roberta", "xlm-roberta", "camembert", "bert", "mpnet", "distil
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the caches of the person who runs it, nor any network."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
 
 
 def _save_tiny(family: str, folder: Path) -> None:

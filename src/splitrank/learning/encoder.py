@@ -346,9 +346,9 @@ def load_encoder(
         InputError: unknown family, missing weights, no network.
         ConfigError: layers or length that the model does not have.
     """
-    location = model_location(name)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    location = model_location(name)
     try:
         model_config = AutoConfig.from_pretrained(location)
         family = FAMILIES.get(model_config.model_type)

@@ -164,10 +164,15 @@ def _is_whole(folder: Path, size: int) -> bool:
     return (folder / "about.json").is_file() and data.is_file() and data.stat().st_size == size
 
 
-def _remove_leftovers(key: str) -> None:
-    """Half-built folders of processes that were killed."""
-    for leftover in (cache_folder() / "trunk").glob(f".{key}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _remove_leftovers(own_key: str) -> None:
+    """Remove half-built folders of processes that were killed; ``own_key`` is locked by this process already."""
+    for leftover in (cache_folder() / "trunk").glob(".*"):
+        key = leftover.name.split(".")[1]
+        lock = None if key == own_key else try_lock(cache_folder() / "locks" / key)
+        if key == own_key or lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+        if lock is not None:
+            lock.close()
 
 
 def _build(
