@@ -8,7 +8,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +52,8 @@ def _errors_as_exit_codes() -> Iterator[None]:
         raise _fail(str(error), 2) from None
     except RunError as error:
         raise _fail(str(error), 1) from None
+    except KeyboardInterrupt:
+        raise _fail("Interrupted.", 1) from None
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(1) from None
@@ -122,17 +124,17 @@ def run(
             assert out is not None
             settings = run_folder.resumed_config(out, settings, overrides or [])
         assert settings is not None
-        folder = out or run_folder.next_free_folder(Path(config or "offline").stem)
-        done = run_folder.num_recorded(folder) if resume else 0
-        rounds = run_rounds(settings, folder, resume=resume)
-        shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings)
-        try:
-            for line in track(shown, "rounds", total=settings.federation.rounds + 1, done=done):
-                print(line, flush=True)
-        except KeyboardInterrupt:
-            hint = f"go on with: splitrank run --resume --out {folder}"
-            what = hint if (folder / "config.toml").exists() else "nothing was written"
-            raise _fail(f"Interrupted; {what}", 1) from None
+        with nullcontext(out) if out else run_folder.next_free_folder(Path(config or "offline").stem) as folder:
+            done = run_folder.num_recorded(folder) if resume else 0
+            rounds = run_rounds(settings, folder, resume=resume)
+            shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings)
+            try:
+                for line in track(shown, "rounds", total=settings.federation.rounds + 1, done=done):
+                    print(line, flush=True)
+            except KeyboardInterrupt:
+                hint = f"go on with: splitrank run --resume --out {folder}"
+                what = hint if (folder / "config.toml").exists() else "nothing was written"
+                raise _fail(f"Interrupted; {what}", 1) from None
         print(f"Run folder: {folder}  (adapter: {folder / 'adapter'})", file=sys.stderr)
 
 

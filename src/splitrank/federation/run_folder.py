@@ -16,8 +16,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,14 +172,26 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def next_free_folder(preset: str) -> Path:
-    """``runs/<preset>-<n>`` with the smallest n that is not taken."""
+@contextmanager
+def next_free_folder(preset: str) -> Iterator[Path]:
+    """Make and hold ``runs/<preset>-<n>`` with the smallest free n; it goes again if nothing was put into it."""
     root = Path("runs")
-    taken = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    n = 1
-    while f"{preset}-{n}" in taken:
-        n += 1
-    return root / f"{preset}-{n}"
+    root.mkdir(exist_ok=True)
+    path = next(path for n in count(1) if _made(path := root / f"{preset}-{n}"))
+    try:
+        yield path
+    finally:
+        for folder in (path, root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def num_recorded(path: Path) -> int:
@@ -196,7 +210,12 @@ def check_new(path: Path) -> None:
         raise InputError(f"--out must be a folder, got the file {path}")
     if (path / ".lock").exists():
         _lock_or_refuse(path).close()
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir():
+        _check_empty(path)
+
+
+def _check_empty(path: Path) -> None:
+    if any(file.name != ".lock" for file in path.iterdir()):
         hint = (
             "add --resume to go on with it, or choose another" if (path / "config.toml").exists() else "choose another"
         )
@@ -220,6 +239,7 @@ def create(path: Path, config: Config, manifest: Mapping[str, Any]) -> RunFolder
     """Make the folder of a new run."""
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path, _lock_or_refuse(path))
+    _check_empty(path)
     write_atomically(path / "config.toml", to_toml(config))
     folder.write_manifest(manifest)
     return folder
