@@ -1,7 +1,8 @@
 """Claim: three federated clients end within 0.7 points of centralised PEFT that sees the same texts as often.
 
 AG News, MiniLM in the RoBERTa architecture, 3 clients × 4,000 rows, LoRA of rank 8 on query and value of the last
-three layers, 5 rounds; against plain PEFT with 5 epochs over the same 12,000 rows. Both on the whole test split.
+three layers, 5 rounds; against plain PEFT with 5 epochs over the same 12,000 rows. Both are judged on the whole test
+split. The rival keeps its libraries' defaults: the model's dropout of 0.1, weight decay of 0.01, no clipping.
 
     SPLITRANK_SHARED=... .venv/bin/python -m benchmarks.federated_matches_centralised
 """
@@ -16,11 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks.rivals.plain_peft import train_centralised
 from splitrank import load_config, load_data, run
-from splitrank.federation.loop import resolved
 from splitrank.learning.encoder import model_location
 
 SETTINGS = [
@@ -37,21 +35,20 @@ SETTINGS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/federated_matches_centralised.json"))
     arguments = parser.parse_args()
     folder = Path(os.environ["SPLITRANK_SHARED"]) / "data" / "agnews"
     federated, centralised = [], []
-    for seed in range(arguments.seeds):
-        config = load_config("offline", [*SETTINGS, f"run.seed={seed}", f'data.path="{folder}"'])
-        data = load_data(config)
-        config = resolved(config, data)
-        torch.set_num_threads(config.run.threads)
+    for seed in arguments.seeds:
         started_s = time.perf_counter()
+        settings = load_config("offline", [*SETTINGS, f"run.seed={seed}", f'data.path="{folder}"'])
         with tempfile.TemporaryDirectory() as temporary:
-            *_, last = run(config, Path(temporary) / "run")
+            *_, last = run(settings, Path(temporary) / "run")
+            config = load_config(str(Path(temporary) / "run" / "config.toml"))
         federated.append(last.accuracy)
         between_s = time.perf_counter()
+        data = load_data(config)
         centralised.append(
             train_centralised(
                 model_location(config.model.name),
@@ -77,11 +74,14 @@ def main() -> None:
     mean_federated, mean_centralised = statistics.mean(federated), statistics.mean(centralised)
     difference = 100 * (mean_federated - mean_centralised)
     print(
-        f"AG News, 76,532-row training subset, {arguments.seeds} seeds: federated {mean_federated:.4f}, centralised "
-        f"{mean_centralised:.4f}, difference {difference:+.2f} points"
+        f"AG News, 12,000 rows of the 76,532-row training subset, seeds {arguments.seeds}: federated "
+        f"{mean_federated:.4f}, centralised {mean_centralised:.4f}, difference {difference:+.2f} points"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"federated": federated, "centralised": centralised}, indent=2) + "\n")
+    result = {"seeds": arguments.seeds, "federated": federated, "centralised": centralised}
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    if difference < -0.7 or mean_federated < 0.89:
+        raise SystemExit("the claim does not hold")
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ def test_an_override_drops_the_other_side_of_the_preset():
         (["client.seconds_per_sample=1"], "client.seconds_per_sample"),
         (["radio.uplink_gain=[1,1,1]", "radio.downlink_gain=[1,1,1]", "radio.fading='none'"], "radio.fading"),
         (["planner.random_range='full'"], "planner.random_range"),
+        (["adapter.rank=8", "planner.max_rank=4"], "planner.max_rank"),
+        (["model.head='frozen'", "workload.count_head=true"], "workload.count_head"),
         (["data.name='docstrings'", "data.label='x'"], "data.label"),
     ],
 )
@@ -140,6 +142,11 @@ def test_measured_workload_needs_its_measurements():
         "client.seconds_per_sample",
         "client.seconds_per_sample_per_rank",
     ]
+
+
+def test_a_whole_table_may_be_set():
+    config = load_config("paper", ["radio={fading='none', bandwidth_hz=2e6}"])
+    assert (config.radio.fading, config.radio.bandwidth_hz, config.radio.noise_power_w) == ("none", 2e6, 1e-9)
 
 
 def test_values_of_overrides():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from splitrank.errors import ConfigError
 from splitrank.placement import MAPS, layer_indices, target_maps
 
 
@@ -23,7 +24,7 @@ def test_layers(setting, expected):
 
 @pytest.mark.parametrize("setting", ["last:13", [12], [-1]])
 def test_layers_that_are_not_there(setting):
-    with pytest.raises(ValueError, match="12 layers"):
+    with pytest.raises(ConfigError, match="12 layers"):
         layer_indices(setting, 12)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from splitrank.errors import ConfigError, InputError, RunError
     from splitrank.federation.export import predict
     from splitrank.federation.in_process import make_clients
-    from splitrank.federation.loop import load_data, resolved, run
+    from splitrank.federation.loop import load_data, run
     from splitrank.federation.plan_report import plan_report
     from splitrank.federation.rounds import State, run_round
     from splitrank.records import RoundRecord
@@ -30,7 +30,6 @@ _HOME = {
     "make_clients": "federation.in_process",
     "plan_report": "federation.plan_report",
     "predict": "federation.export",
-    "resolved": "federation.loop",
     "run": "federation.loop",
     "run_round": "federation.rounds",
 }
@@ -47,7 +46,6 @@ __all__ = [
     "make_clients",
     "plan_report",
     "predict",
-    "resolved",
     "run",
     "run_round",
 ]

@@ -5,6 +5,8 @@ transformers."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -54,9 +56,27 @@ def _errors_as_exit_codes() -> Iterator[None]:
         raise _fail(str(error), 1) from None
     except KeyboardInterrupt:
         raise _fail("Interrupted.", 1) from None
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read our output has gone; Python must not complain about it on leaving
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise _fail(f"The operating system refused{where}: {error.strerror or error}", 1) from None
+
+
+@contextmanager
+def _leave_at_once_when_interrupted() -> Iterator[None]:
+    """For the seconds in which large libraries are imported: they turn a Ctrl-C into errors of their own."""
+
+    def leave(*_: object) -> None:
+        os.write(2, b"Error: Interrupted; nothing was written\n")
+        os._exit(1)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_version(wanted: bool) -> None:
@@ -115,10 +135,11 @@ def run(
             raise InputError("--resume needs --out with the folder of the run to go on with")
         settings = None if resume and config is None else load_config(config or "offline", overrides or [])
 
-        from splitrank.federation import run_folder
-        from splitrank.federation.loop import run as run_rounds
-        from splitrank.federation.round_lines import round_lines
-        from splitrank.progress import track
+        with _leave_at_once_when_interrupted():
+            from splitrank.federation import run_folder
+            from splitrank.federation.loop import run as run_rounds
+            from splitrank.federation.round_lines import round_lines
+            from splitrank.progress import track
 
         if resume:
             assert out is not None
@@ -135,6 +156,13 @@ def run(
                 hint = f"go on with: splitrank run --resume --out {folder}"
                 what = hint if (folder / "config.toml").exists() else "nothing was written"
                 raise _fail(f"Interrupted; {what}", 1) from None
+            except OSError as error:
+                if isinstance(error, BrokenPipeError):
+                    raise
+                what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+                raise RunError(
+                    f"{what}; when that is mended, go on with: splitrank run --resume --out {folder}"
+                ) from None
         print(f"Run folder: {folder}  (adapter: {folder / 'adapter'})", file=sys.stderr)
 
 
@@ -150,10 +178,12 @@ def predict(
         if bool(texts) == bool(file):
             raise InputError("predict needs texts or --file FILE, one of them")
 
-        from splitrank.federation.export import predict as predict_texts
-        from splitrank.federation.export import texts_of_file
+        with _leave_at_once_when_interrupted():
+            from splitrank.federation.export import predict as predict_texts
+            from splitrank.federation.export import texts_of_file
+            from splitrank.learning.text_rules import checked_texts
 
-        wanted = texts_of_file(run_dir, file) if file else list(texts or [])
+        wanted = texts_of_file(run_dir, file) if file else checked_texts(list(texts or []))
         for text, prediction in zip(wanted, predict_texts(run_dir, wanted), strict=True):
             if as_json:
                 row: dict[str, Any] = {
@@ -181,8 +211,9 @@ def config_check(config: ConfigArgument = "offline", overrides: SetOption = None
     """Check all settings and report every broken rule at once."""
     with _errors_as_exit_codes():
         from splitrank.config import load_config
+        from splitrank.federation.budgets import check_if_known
 
-        load_config(config, overrides or [])
+        check_if_known(load_config(config, overrides or []))
         print(f"{config}: all settings are in order")
 
 

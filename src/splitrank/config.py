@@ -41,9 +41,15 @@ PerClient = float | tuple[float, ...] | Uniform
 
 
 def _number(value: Any, holds: Callable[[float], bool], rule: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(rule)
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(rule) from None
+    if not math.isfinite(number) or not holds(number):
+        raise ValueError(rule)
+    return number
 
 
 def _per_client(holds: Callable[[float], bool], rule: str) -> BeforeValidator:
@@ -71,8 +77,8 @@ def _scalar(holds: Callable[[float], bool], rule: str) -> BeforeValidator:
     return BeforeValidator(lambda value: _number(value, holds, rule))
 
 
-def _whole(value: Any, low: int, rule: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+def _whole(value: Any, low: int, rule: str, high: float = math.inf) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(rule)
     return value
 
@@ -91,6 +97,10 @@ Finite = Annotated[float, _scalar(lambda value: True, "a finite number")]
 Share = Annotated[float, _scalar(lambda value: 0 <= value < 1, "a number from 0 up to, but not including, 1")]
 OpenShare = Annotated[float, _scalar(lambda value: 0 < value < 1, "a number between 0 and 1, both excluded")]
 Accuracy = Annotated[float, _scalar(lambda value: 0 < value <= 1, "a share greater than 0 and at most 1, such as 0.9")]
+NoiseDensity = Annotated[float, _scalar(lambda value: -250 <= value <= 0, "a number of dBm/Hz from -250 to 0")]
+DistancePerClient = Annotated[
+    PerClient, _per_client(lambda value: 1 <= value <= 1e6, "a number of metres from 1 to 1e6")
+]
 Count = Annotated[int, BeforeValidator(lambda value: _whole(value, 1, "a whole number, 1 or greater"))]
 CountOrZero = Annotated[int, BeforeValidator(lambda value: _whole(value, 0, "a whole number, 0 or greater"))]
 PositivePerClient = Annotated[PerClient, _per_client(_is_positive, "a finite number greater than 0")]
@@ -182,13 +192,15 @@ class DataTable(_Table):
     label: str | None = None
     train_rows: Count | None = None
     test_rows: Count | None = None
-    test_share: OpenShare = 0.2
+    test_share: OpenShare | None = None
 
 
 class FederationTable(_Table):
     """Who takes part, for how long, and how their work is joined."""
 
-    num_clients: Count = 3
+    num_clients: Annotated[
+        int, BeforeValidator(lambda v: _whole(v, 1, "a whole number from 1 to 10,000,000", 10_000_000))
+    ] = 3
     rounds: Count = 10
     local_epochs: Count = 1
     partition: Literal["iid"] = "iid"
@@ -216,7 +228,7 @@ class ClientTable(_Table):
     circuit_energy_j: NotNegativePerClient = 50.0
     flops_per_cycle: PositivePerClient = 32.0
     reference_frequency_hz: PositivePerClient | None = None
-    seconds_per_sample: NotNegativePerClient | None = None
+    seconds_per_sample: PositivePerClient | None = None
     seconds_per_sample_per_rank: NotNegativePerClient | None = None
 
 
@@ -235,12 +247,12 @@ class RadioTable(_Table):
     uplink_power_w: PositivePerClient = Uniform(low=0.02, high=0.1)
     downlink_power_w: PositivePerClient = 1.0
     large_scale_gain: PositivePerClient | None = None
-    distance_m: PositivePerClient | None = None
+    distance_m: DistancePerClient | None = None
     fading: Literal["rayleigh", "none"] = "rayleigh"
     uplink_gain: Gains | None = None
     downlink_gain: Gains | None = None
     noise_power_w: PositivePerClient | None = None
-    noise_psd_dbm_hz: Finite | None = None
+    noise_psd_dbm_hz: NoiseDensity | None = None
     noise_figure_db: Annotated[float | NoiseFigure, BeforeValidator(_noise_figure)] | None = None
     downlink: Literal["unicast", "broadcast"] = "unicast"
 
@@ -276,7 +288,7 @@ class RunTable(_Table):
     """How the program runs; ``threads = 0`` means all cores."""
 
     seed: CountOrZero = 0
-    threads: CountOrZero = 0
+    threads: Annotated[int, BeforeValidator(lambda v: _whole(v, 0, "a whole number from 0 to 1024", 1024))] = 0
     cache_limit_gb: Positive = 20.0
 
 
@@ -345,6 +357,9 @@ def _no_effect(config: Config) -> dict[str, str]:
     random = config.planner.method == "random-frequency"
     unless(random, f'planner.method is "{config.planner.method}"', "planner.random_range")
     unless(not random, "random-frequency draws the frequencies", "planner.frequency_policy")
+    unless(config.adapter.rank is None, "adapter.rank fixes the rank", "planner.max_rank")
+    unless(config.model.head in ("full", "out_proj"), f'model.head = "{config.model.head}" sends no head',
+           "workload.count_head")  # fmt: skip
     unless(config.data.name != "docstrings", "the docstrings set has its own columns and test split",
            "data.text", "data.label", "data.test_share")  # fmt: skip
     return reasons
@@ -355,7 +370,7 @@ def _cross_checks(config: Config) -> Iterable[str]:
     num_clients = config.federation.num_clients
     for table_name, table in config:
         for key, value in table:
-            is_list = isinstance(value, tuple) and value and not isinstance(value[0], str)
+            is_list = isinstance(value, tuple) and not (value and isinstance(value[0], str))
             if is_list and table_name != "model" and len(value) != num_clients:
                 yield (
                     f"{table_name}.{key} must be a list of federation.num_clients = {num_clients} numbers, "
@@ -365,6 +380,9 @@ def _cross_checks(config: Config) -> Iterable[str]:
         for key in ("reference_frequency_hz", "seconds_per_sample", "seconds_per_sample_per_rank"):
             if getattr(config.client, key) is None:
                 yield f'client.{key} must be given when workload.model = "measured", got nothing'
+    for key, text in (("path", config.data.path), ("label", config.data.label)):
+        if text is not None and not text.strip():
+            yield f"data.{key} must not be empty, got {text!r}; leave it out or name yours"
     if config.data.name is not None and not config.data.name.strip():
         yield 'data.name must be a data set\'s name, got ""; try data.name = "fancyzhx/ag_news"'
     if not config.model.name.strip():
@@ -383,6 +401,9 @@ def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
 
 def _unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     tables: dict[str, Any] = {}
+    no_tables = [f"{key} must be a table of keys, got {_show(flat[key])}" for key in flat if key in Config.model_fields]
+    if no_tables:
+        raise ConfigError(no_tables)
     for dotted, value in flat.items():
         table, _, key = dotted.partition(".")
         if key:
@@ -399,7 +420,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise InputError(f"--set must be key=value, got {text!r}; try --set federation.rounds=5")
     try:
         return key, tomllib.loads(f"value = {literal}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key, literal.strip()
 
 
@@ -438,9 +459,8 @@ def _unknown_key(dotted: str) -> str:
         if dotted == later or dotted.startswith(later + "."):
             return f"{dotted} is not available yet; leave it out"
     known = [f"{table}.{key}" for table in Config.model_fields for key in _fields_of(table)]
-    close = difflib.get_close_matches(dotted, known, n=1) or [
-        name for name in known if name.partition(".")[2] == dotted.rpartition(".")[2]
-    ]
+    elsewhere = [name for name in known if name.partition(".")[2] == dotted.rpartition(".")[2]]
+    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.75) or elsewhere
     hint = f"did you mean {close[0]}?" if close else "see `splitrank config show` for the keys there are"
     return f"{dotted} must be a known key, got an unknown one; {hint}"
 
@@ -475,8 +495,8 @@ def _sentences(error: ValidationError) -> Iterable[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path} must be a TOML file, got a syntax error: {error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} must be a TOML file in UTF-8, got other bytes") from None
@@ -512,10 +532,12 @@ def load_config(source: str = "offline", overrides: Sequence[str] = ()) -> Confi
         InputError: the source cannot be read, or an override is not key=value.
     """
     base = _flatten(_read_source(source))
-    parsed = [_parse_override(text) for text in overrides]
+    parsed: dict[str, Any] = {}
+    for key, value in map(_parse_override, overrides):
+        parsed.update(_flatten({key: value}))
     flat, problems = _layer({}, base)
-    flat, more = _layer(flat, dict(parsed))
-    given = {key for key, _ in parsed} | (set() if is_preset(source) else set(base))
+    flat, more = _layer(flat, parsed)
+    given = set(parsed) | (set() if is_preset(source) else set(base))
     return _checked(flat, given, problems + more)
 
 
@@ -526,8 +548,9 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
 
 
 def _checked(flat: dict[str, Any], given: set[str], problems: list[str]) -> Config:
+    tables = _unflatten(_with_group_defaults(flat))
     try:
-        config = Config.model_validate(_unflatten(_with_group_defaults(flat)))
+        config = Config.model_validate(tables)
     except ValidationError as error:
         raise ConfigError(problems + list(_sentences(error))) from None
     problems = problems + list(_cross_checks(config))

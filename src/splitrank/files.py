@@ -6,10 +6,13 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from splitrank.progress import say
 
 
 def _sync_folder(folder: Path) -> None:
@@ -83,3 +86,13 @@ def try_lock(path: Path, *, shared: bool = False) -> IO[str] | None:
         file.close()
         return None
     return file
+
+
+def wait_for_lock(path: Path, *, shared: bool = False, notice: str | None = None) -> IO[str]:
+    """Lock ``path`` as :func:`try_lock` does, waiting for other processes; if it must, it says ``notice`` once."""
+    while (lock := try_lock(path, shared=shared)) is None:
+        if notice is not None:
+            say(notice)
+            notice = None
+        time.sleep(0.1)
+    return lock

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from splitrank.errors import ConfigError
+
 MAPS = ("query", "key", "value", "attention_output", "intermediate", "output")
 """The six linear maps of a transformer layer, in the order in which a layer uses them."""
 
@@ -84,18 +86,21 @@ def layer_indices(trained_layers: str | Sequence[int], num_layers: int) -> tuple
         num_layers: layers of the encoder.
 
     Raises:
-        ValueError: the rule that it breaks, for a model of that many layers.
+        ConfigError: layers that the encoder does not have.
     """
-    parse_trained_layers(trained_layers)
     if not isinstance(trained_layers, str):
         if not all(0 <= layer < num_layers for layer in trained_layers):
-            raise ValueError(f"a list of layer indices from 0 to {num_layers - 1} (the model has {num_layers} layers)")
+            raise _no_such_layers(f"indices from 0 to {num_layers - 1}", num_layers, list(trained_layers))
         return tuple(sorted(trained_layers))
     if trained_layers == "all":
         return tuple(range(num_layers))
     place, _, digits = trained_layers.partition(":")
     count = int(digits)
     if count > num_layers:
-        raise ValueError(f"at most {num_layers} layers, the depth of the model")
+        raise _no_such_layers(f"at most {num_layers} layers", num_layers, trained_layers)
     start = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[place]
     return tuple(range(start, start + count))
+
+
+def _no_such_layers(rule: str, num_layers: int, got: object) -> ConfigError:
+    return ConfigError([f"model.trained_layers must be {rule}, got {got!r}; the model has {num_layers} layers"])

@@ -166,7 +166,9 @@ def test_clipping_bounds_the_step_of_plain_gradients(setting):
 def test_divergence_is_a_clear_error(setting):
     encoder, peft_model, texts, start = setting()
     start.head["classifier.out_proj.bias"].fill_(float("nan"))
-    with pytest.raises(RunError, match=r"loss of client 2 in round 1 must be finite.*train\.learning_rate below 0\.01"):
+    with pytest.raises(
+        RunError, match=r"loss and weights of client 2 in round 1 must be finite.*train\.learning_rate below 0\.01"
+    ):
         train(
             encoder, peft_model, start, texts, np.arange(10), LABELS, Training(**DEFAULTS),
             seed=0, round=1, client=2, local_head={},

@@ -113,6 +113,15 @@ def test_loading_leaves_the_global_random_state_alone(tiny_model):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_trunk_keeps_its_precision_where_norms_do_not(tiny_model, monkeypatch):
+    """CUDA's autocast gives float32 out of every layer norm."""
+    encoder = load(tiny_model("roberta"), precision=torch.bfloat16)
+    plain = functional.layer_norm
+    monkeypatch.setattr(functional, "layer_norm", lambda x, *rest: plain(x.float(), *rest))
+    hidden = encoder.trunk(*pad(random_ids(64, [9, 12]), 0))
+    assert hidden.dtype == torch.bfloat16
+
+
 def test_half_precision_stays_close(tiny_model):
     ids, mask = pad(random_ids(64, [9, 12, 20]), 0)
     exact, half = load(tiny_model("roberta")), load(tiny_model("roberta"), precision=torch.bfloat16)

@@ -63,18 +63,20 @@ def test_factor_averaging_error_by_dense_products():
         ) / sum(WEIGHTS)
         difference += (mean.lora_B[path].double() @ mean.lora_A[path].double() - dense).square().sum()
         norm += dense.square().sum()
-    assert factor_averaging_error(adapters, WEIGHTS) == pytest.approx(float((difference / norm).sqrt()), rel=1e-9)
+    assert factor_averaging_error(adapters, WEIGHTS, fedavg(adapters, WEIGHTS)) == pytest.approx(
+        float((difference / norm).sqrt()), rel=1e-9
+    )
 
 
 def test_no_error_where_factors_agree():
     shared_a = clients(1)[0].lora_A
     adapters = [Adapter(4, 2.0, shared_a, adapter.lora_B) for adapter in clients()]
-    assert factor_averaging_error(adapters, WEIGHTS) < 1e-7
-    assert factor_averaging_error(clients(1), [5]) == 0.0
+    assert factor_averaging_error(adapters, WEIGHTS, fedavg(adapters, WEIGHTS)) < 1e-7
+    assert factor_averaging_error(clients(1), [5], fedavg(clients(1), [5])) == 0.0
 
 
 def test_no_error_where_nothing_was_learnt():
     adapters = [
         Adapter(4, 2.0, adapter.lora_A, {"a": torch.zeros(9, 4), "b": torch.zeros(7, 4)}) for adapter in clients()
     ]
-    assert factor_averaging_error(adapters, WEIGHTS) == 0.0
+    assert factor_averaging_error(adapters, WEIGHTS, fedavg(adapters, WEIGHTS)) == 0.0

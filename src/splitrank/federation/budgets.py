@@ -6,7 +6,10 @@ This module loads neither torch nor transformers: `splitrank plan` lives on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +20,7 @@ from splitrank.errors import ConfigError
 from splitrank.planning import channel, link
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.plan import Plan, make_plan
-from splitrank.planning.problem import Problem
+from splitrank.planning.problem import Problem, feasible
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
 from splitrank.planning.workload import (
     KNOWN_SHAPES,
@@ -86,13 +89,15 @@ def encoder_shape(config: Config) -> EncoderShape:
         ConfigError: sizes that are neither given nor known, or layers and ranks that do not fit them.
     """
     model = config.model
-    known = KNOWN_SHAPES.get(model.name)
+    known = KNOWN_SHAPES.get(model.name) or _shape_in_folder(Path(model.name))
     sizes = {}
     problems = []
     for key in ("num_layers", "hidden_size", "intermediate_size"):
         value = getattr(model, key) or (getattr(known, key) if known else None)
         if value is None:
-            problems.append(f"model.{key} must be given for a model that is not in the table, got {model.name!r}")
+            problems.append(
+                f"model.{key} must be given for a model that is no folder and no well-known name, got {model.name!r}"
+            )
         else:
             sizes[key] = value
     if problems:
@@ -102,27 +107,42 @@ def encoder_shape(config: Config) -> EncoderShape:
     return shape
 
 
+def check_if_known(config: Config) -> None:
+    """Check what depends on the encoder's sizes, if they can be known without loading it.
+
+    Raises:
+        ConfigError: trained layers or a fixed rank that the encoder does not have.
+    """
+    model = config.model
+    given = model.num_layers and model.hidden_size and model.intermediate_size
+    if given or model.name in KNOWN_SHAPES or _shape_in_folder(Path(model.name)):
+        encoder_shape(config)
+
+
+def _shape_in_folder(folder: Path) -> EncoderShape | None:
+    """Sizes from a model folder's config.json, DistilBERT's names of them included."""
+    try:
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return EncoderShape(
+            num_layers=int(sizes.get("num_hidden_layers") or sizes["n_layers"]),
+            hidden_size=int(sizes.get("hidden_size") or sizes["dim"]),
+            intermediate_size=int(sizes.get("intermediate_size") or sizes["hidden_dim"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def check_fits(config: Config, shape: EncoderShape) -> None:
     """Check the settings that depend on the encoder's sizes.
 
     Raises:
         ConfigError: trained layers or a fixed rank that the encoder does not have.
     """
-    problems = []
-    layers = config.model.trained_layers
-    try:
-        placement.layer_indices(layers, shape.num_layers)
-    except ValueError as rule:
-        shown = layers if isinstance(layers, str) else list(layers)
-        problems.append(f"model.trained_layers must be {rule}, got {shown!r}")
+    placement.layer_indices(config.model.trained_layers, shape.num_layers)
     cap = rank_cap(config, shape)
     if config.adapter.rank is not None and config.adapter.rank > cap:
-        problems.append(
-            f"adapter.rank must be at most {cap}, the smaller side of the smallest target map, "
-            f"got {config.adapter.rank}"
-        )
-    if problems:
-        raise ConfigError(problems)
+        what = "the smaller side of the smallest target map"
+        raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {config.adapter.rank}"])
 
 
 def rank_cap(config: Config, shape: EncoderShape) -> int:
@@ -256,16 +276,30 @@ def _gains(config: Config, round: int) -> tuple[FloatArray, FloatArray]:
     )
 
 
-def round_problem(config: Config, shape: EncoderShape, workload: Workload, round: int) -> Problem:
-    """Draw the round's channels and state P1 for them: every client's rates, budgets and limits."""
+def _problem(**quantities: Any) -> Problem:
+    try:
+        return Problem(**quantities)
+    except ValueError as error:
+        raise ConfigError(
+            [f"The settings must give rates, cycles and bits within reach of a computer: {error}"]
+        ) from None
+
+
+def round_problem(config: Config, shape: EncoderShape, workload: Workload, round: int, *, sit_out: bool) -> Problem:
+    """Draw the round's channels and state P1 for them: every client's rates, budgets and limits.
+
+    Args:
+        sit_out: whether clients may sit the round out. A broadcast then runs at the rate of the slowest client that
+            could take part at its own rate; one that could not even so holds nobody up.
+    """
     radio, client, budget = config.radio, config.client, config.budget
     bandwidth_hz = sub_bands_hz(config)
     uplink_noise_w, downlink_noise_w = _noise_w(config, bandwidth_hz)
     uplink_gain, downlink_gain = _gains(config, round)
     uplink_power_w = per_client(radio.uplink_power_w, "radio.uplink_power_w", config)
     downlink_power_w = per_client(radio.downlink_power_w, "radio.downlink_power_w", config)
-    downlink_bps = link.broadcast_bps if radio.downlink == "broadcast" else link.shannon_bps
-    return Problem(
+    downlink_bps = link.full_band_bps if radio.downlink == "broadcast" else link.shannon_bps
+    problem = _problem(
         workload=workload,
         uplink_bps=link.shannon_bps(bandwidth_hz, uplink_gain, uplink_power_w, uplink_noise_w),
         downlink_bps=downlink_bps(bandwidth_hz, downlink_gain, downlink_power_w, downlink_noise_w),
@@ -278,6 +312,13 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
         latency_s=budget.latency_s,
         latency_margin=config.planner.latency_margin,
     )
+    if radio.downlink == "unicast":
+        return problem
+    heard = feasible(problem, config.adapter.rank or 1)
+    if not sit_out or not heard.any():
+        heard = np.ones_like(heard)
+    slowest_bps = problem.downlink_bps[heard].min()
+    return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
 
 
 def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -> Plan:
@@ -290,12 +331,15 @@ def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -
     planner = config.planner
     frequency_hz = None
     if planner.method == "random-frequency":
-        frequency_hz = draw_frequency_hz(problem, config.run.seed, round, planner.random_range)
-    return make_plan(
-        problem,
-        method=planner.method,
-        frequency_policy=planner.frequency_policy,
-        rank=config.adapter.rank,
-        sit_out=sit_out,
-        frequency_hz=frequency_hz,
-    )
+        frequency_hz = draw_frequency_hz(
+            problem, config.run.seed, round, planner.random_range, config.adapter.rank or 1
+        )
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # extreme settings overflow to infeasible
+        return make_plan(
+            problem,
+            method=planner.method,
+            frequency_policy=planner.frequency_policy,
+            rank=config.adapter.rank,
+            sit_out=sit_out,
+            frequency_hz=frequency_hz,
+        )

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from splitrank.config import load_config
 from splitrank.errors import InputError
 from splitrank.federation.in_process import InProcessClients
 from splitrank.federation.rounds import State
-from splitrank.files import folder_built_atomically
+from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.learning.adapters import lora
-from splitrank.learning.encoder import model_location
+from splitrank.learning.encoder import model_location, quiet_transformers
 from splitrank.learning.table_files import read_table
 from splitrank.learning.text_rules import columns_wanted, texts_of
 from splitrank.learning.trunk import BATCH_TOKENS, length_batches
@@ -43,6 +44,28 @@ def _save(clients: InProcessClients, folder: Path) -> None:
     clients.peft_model.save_pretrained(str(folder))
     clients.encoder.tokenizer.save_pretrained(str(folder))
     clients.encoder.model.config.save_pretrained(str(folder))
+    labels = clients.encoder.label_names
+    write_atomically(folder / "README.md", _CARD.format(base=clients.encoder.location, n=len(labels), labels=labels))
+
+
+_CARD = """---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-classification
+---
+
+A LoRA adapter and classification head trained by splitrank on `{base}`. Classes: {labels}.
+
+```python
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoConfig, AutoTokenizer
+
+folder = "."  # this folder
+model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels={n})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+label_names = AutoConfig.from_pretrained(folder).id2label
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -65,32 +88,31 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
     """
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
     adapter, config_path = _adapter_folder(run)
-    max_length = None
     if config_path is not None:
-        config = load_config(str(config_path))
-        max_length = config.model.max_length
-        model_location(config.model.name)  # the offline encoder is made again should it be gone
-    labels = {int(k): v for k, v in json.loads((adapter / "config.json").read_text())["id2label"].items()}
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        model_location(load_config(str(config_path)).model.name)  # makes the offline encoder again should it be gone
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT uses an old name in Transformers
+        labels = {int(k): v for k, v in json.loads((adapter / "config.json").read_text())["id2label"].items()}
+        tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+        # PEFT uses an old name in Transformers.
+        with quiet_transformers(), warnings.catch_warnings(action="ignore", category=FutureWarning):
             model = AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=len(labels))
-    except OSError as error:
-        raise InputError(f"The base model of {adapter} must be where it was trained from, got: {error}") from None
-    tokenizer = AutoTokenizer.from_pretrained(str(adapter))
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        what = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{adapter} must be as the run wrote it and its base model where it was, got: {what}"
+        ) from None
+    ids = tokenizer(list(texts), truncation=True)["input_ids"]
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     probabilities = np.zeros((len(ids), len(labels)), dtype=np.float64)
     batches = list(length_batches(lengths, BATCH_TOKENS))
-    model.eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(device)
     with torch.inference_mode():
         for batch in track(batches, "predicting", total=len(batches)):
-            encoded = tokenizer.pad({"input_ids": [ids[row] for row in batch]}, return_tensors="pt")
-            probabilities[batch] = torch.softmax(model(**encoded).logits.double(), dim=-1).numpy()
+            encoded = tokenizer.pad({"input_ids": [ids[row] for row in batch]}, return_tensors="pt").to(device)
+            probabilities[batch] = torch.softmax(model(**encoded).logits.double(), dim=-1).cpu().numpy()
     for row in probabilities:
         yield Prediction(labels[int(row.argmax())], float(row.max()))
 
@@ -110,7 +132,10 @@ def _adapter_folder(run: Path) -> tuple[Path, Path | None]:
         return run, next((path for path in above if path.is_file()), None)
     adapter = run / "adapter"
     if (adapter / "adapter_config.json").is_file():
-        return adapter, run / "config.toml"
+        config = run / "config.toml"
+        return adapter, config if config.is_file() else None
+    if run.name == "adapter" and (run / "client-0").is_dir():
+        adapter = run
     if (adapter / "client-0" / "adapter_config.json").is_file():
         raise InputError(
             f'{run} has a model per client (model.head = "local"); choose one, such as {adapter / "client-0"}'

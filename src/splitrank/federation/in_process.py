@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from splitrank import placement
-from splitrank.config import Config
+from splitrank.config import Config, with_values
 from splitrank.errors import ConfigError
-from splitrank.federation.budgets import ClientTexts, check_fits, preparation, round_workload
+from splitrank.federation.budgets import ClientTexts, check_fits, preparation, round_problem, round_workload
 from splitrank.federation.rounds import State
 from splitrank.learning import client as training
 from splitrank.learning.adapters import lora
@@ -122,12 +124,13 @@ def make_clients(config: Config, data: TextData) -> InProcessClients:
     """Load the encoder, share out the texts, and open the trunk's cached output.
 
     Args:
-        config: settings with ``run.threads`` and ``model.precision`` resolved.
+        config: the settings; the clients' own ``config`` is the same with nothing left to the machine or the data.
         data: the labelled texts.
 
     Raises:
         InputError, ConfigError: settings that the model or the texts cannot meet.
     """
+    config = _resolved(config, data)
     torch.set_num_threads(config.run.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_clients, seed = config.federation.num_clients, config.run.seed
@@ -157,9 +160,18 @@ def make_clients(config: Config, data: TextData) -> InProcessClients:
     _check_sizes(config, shape)
     check_fits(config, shape)
 
-    limit_bytes = int(config.run.cache_limit_gb * 1e9)
     train_ids = tokenize(encoder, data.train_texts, config.model.max_length)
     test_ids = tokenize(encoder, data.test_texts, config.model.max_length)
+    lengths = [np.array([len(train_ids[row]) for row in rows], dtype=np.float64) for rows in train_rows]
+    texts = ClientTexts(
+        samples=np.array([float(len(length)) for length in lengths]),
+        token_sum=np.array([length.sum() for length in lengths]),
+        token_square_sum=np.array([(length**2).sum() for length in lengths]),
+    )
+    workload = round_workload(config, shape, texts)
+    round_problem(config, shape, workload, 1, sit_out=True)  # finds impossible quantities before any work is done
+
+    limit_bytes = config.run.cache_limit_gb * 1e9
     train_outputs = trunk_outputs(encoder, train_ids, limit_bytes=limit_bytes, what="training texts")
     test_outputs = trunk_outputs(encoder, test_ids, limit_bytes=limit_bytes, what="test texts")
     peft_model = lora.attach(
@@ -167,13 +179,6 @@ def make_clients(config: Config, data: TextData) -> InProcessClients:
         placement.target_maps(config.adapter.target_modules),
         scaling=config.adapter.scaling,
         dropout=config.adapter.dropout,
-    )
-
-    lengths = [train_outputs.lengths[rows].astype(np.float64) for rows in train_rows]
-    texts = ClientTexts(
-        samples=np.array([float(len(rows)) for rows in train_rows]),
-        token_sum=np.array([length.sum() for length in lengths]),
-        token_square_sum=np.array([(length**2).sum() for length in lengths]),
     )
     return InProcessClients(
         config=config,
@@ -185,10 +190,32 @@ def make_clients(config: Config, data: TextData) -> InProcessClients:
         train_rows=train_rows,
         test_rows=test_rows,
         shape=shape,
-        workload=round_workload(config, shape, texts),
+        workload=workload,
         num_samples=[len(rows) for rows in train_rows],
         texts=texts,
     )
+
+
+def _resolved(config: Config, data: TextData) -> Config:
+    """Settings with nothing left to the machine or the data: threads, precision, classes, absolute paths."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(config.model.precision, device)
+    values: dict[str, Any] = {
+        "run.threads": config.run.threads or _num_cores(),
+        "model.precision": "bf16" if precision == torch.bfloat16 else "fp32",
+    }
+    if config.model.num_labels is None:
+        values["model.num_labels"] = len(data.label_names)
+    if config.data.path is not None:
+        values["data.path"] = str(Path(config.data.path).resolve())
+    if Path(config.model.name).is_dir():
+        values["model.name"] = str(Path(config.model.name).resolve())
+    return with_values(config, values)
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_sizes(config: Config, shape: EncoderShape) -> None:

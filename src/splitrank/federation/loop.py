@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from splitrank.config import Config, with_values
+from splitrank.config import Config
 from splitrank.errors import InputError
 from splitrank.federation import run_folder
 from splitrank.federation.export import export_adapter
@@ -24,7 +24,6 @@ from splitrank.federation.rounds import State, run_round
 from splitrank.federation.run_folder import RunFolder
 from splitrank.learning.data import TextData, load_hub, load_path, take_rows
 from splitrank.learning.docstrings import load_docstrings
-from splitrank.learning.encoder import resolve_precision
 from splitrank.progress import say
 from splitrank.records import RoundRecord
 
@@ -49,16 +48,15 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
         InputError: settings, data or a folder that cannot be used; nothing half-written is left.
         RunError: training diverged; the folder stays resumable.
     """
-    if resume:
-        folder = run_folder.open_to_resume(out)
-    else:
-        run_folder.check_new(out)
-    data = load_data(config)
-    config = resolved(config, data)
     with ExitStack() as held:
         if resume:
+            folder = run_folder.open_to_resume(out)
             held.callback(folder.close)
+        else:
+            run_folder.check_new(out)
+        data = load_data(config)
         clients = make_clients(config, data)
+        config = clients.config
         held.callback(clients.close)
         manifest = _manifest(config, clients)
         if resume:
@@ -69,13 +67,15 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
         if state is None:
             state, record = _round_zero(clients)
             folder.append(record)
-            folder.save_checkpoint(state)
+            folder.save_checkpoint(state, config)
             yield record
         while state.round < config.federation.rounds and not _reached_target(folder, config):
             state, record = run_round(state, clients, config)
             folder.append(record)
-            folder.save_checkpoint(state)
+            folder.save_checkpoint(state, config)
             yield record
+        if state.adapter.rank == 0:
+            say("Warning: no client could take part in any round, so the adapter is untrained; loosen the budgets.")
         export_adapter(clients, state, out / "adapter")
 
 
@@ -113,23 +113,6 @@ def load_data(config: Config) -> TextData:
     return take_rows(data, table.train_rows, table.test_rows, seed)
 
 
-def resolved(config: Config, data: TextData) -> Config:
-    """Settings with nothing left to the machine or the data: threads, precision, classes, absolute paths."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(config.model.precision, device)
-    values: dict[str, Any] = {
-        "run.threads": config.run.threads or os.cpu_count() or 1,
-        "model.precision": "bf16" if precision == torch.bfloat16 else "fp32",
-    }
-    if config.model.num_labels is None:
-        values["model.num_labels"] = len(data.label_names)
-    if config.data.path is not None:
-        values["data.path"] = str(Path(config.data.path).resolve())
-    if Path(config.model.name).is_dir():
-        values["model.name"] = str(Path(config.model.name).resolve())
-    return with_values(config, values)
-
-
 def _manifest(config: Config, clients: InProcessClients) -> dict[str, Any]:
     return {
         "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -165,7 +148,11 @@ def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) 
                 f"The {what} must be those the run in {folder.path} started with, but they have changed since "
                 f"({key} {manifest[key][digest][:12]} instead of {before[key][digest][:12]}); start a new run"
             )
-    state = folder.load_checkpoint()
+    for key in ("versions", "hardware"):
+        changed = [name for name, value in manifest[key].items() if before[key].get(name) != value]
+        if changed:
+            say(f"Warning: {', '.join(changed)} changed since the run started; from here on its bits may differ.")
+    state = folder.load_checkpoint(config)
     resumed = [
         *before.get("resumed", []),
         {"utc": manifest["started_utc"], "after_round": state.round if state else None},

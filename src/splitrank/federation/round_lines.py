@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from splitrank.config import Config
+from splitrank.federation.plan_report import shortfall_text
 from splitrank.records import RoundRecord
 
 _HEADER = (
@@ -13,10 +14,16 @@ _HEADER = (
 
 
 def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
-    """Yield a line per round as it finishes, the first with the table's header above it."""
+    """Yield each round's line as it finishes, with the header above the first and who sits out, and why, below."""
     header = f"{_HEADER}\n"
     for record in rounds:
-        yield header + _line(record, config)
+        lines = [_line(record, config)]
+        lines += [
+            f"      client {client['client']} sits out: {shortfall_text(client['shortfall'])}"
+            for client in record.clients
+            if "shortfall" in client
+        ]
+        yield header + "\n".join(lines)
         header = ""
 
 

@@ -79,7 +79,7 @@ def run_round(state: State, clients: Clients, config: Config) -> tuple[State, Ro
     started_s = time.perf_counter()
     seed, round = config.run.seed, state.round + 1
 
-    problem = round_problem(config, clients.shape, clients.workload, round)
+    problem = round_problem(config, clients.shape, clients.workload, round, sit_out=True)
     plan = plan_round(config, problem, round, sit_out=True)
     participants = [int(client) for client in np.flatnonzero(plan.participants)]
 
@@ -90,9 +90,10 @@ def run_round(state: State, clients: Clients, config: Config) -> tuple[State, Ro
         updates = {client: clients.train(client, start, round) for client in participants}
         adapters = [update.adapter for update in updates.values()]
         num_samples = [update.num_samples for update in updates.values()]
-        error = factor_averaging_error(adapters, num_samples)
+        averaged = fedavg(adapters, num_samples)
+        error = factor_averaging_error(adapters, num_samples, averaged)
         heads = {client: update.local_head for client, update in updates.items() if update.local_head}
-        state = State(round, fedavg(adapters, num_samples), {**state.local_heads, **heads})
+        state = State(round, averaged, {**state.local_heads, **heads})
     else:
         state = replace(state, round=round)
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from splitrank.config import Config, load_config, to_toml, with_values
-from splitrank.errors import ConfigError, InputError
+from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation.rounds import State
 from splitrank.files import folder_built_atomically, try_lock, write_atomically
 from splitrank.learning.adapters.lora import from_tensors
@@ -73,21 +73,29 @@ class RunFolder:
         path = self.path / "manifest.json"
         try:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InputError(f"{path} must be the manifest of a run, got no readable JSON; start a new run") from None
+            if not all(isinstance(manifest[key], dict) for key in ("data", "model", "versions", "hardware")):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path} must be the manifest of a run, got something else; start a new run") from None
         return manifest
 
-    def save_checkpoint(self, state: State) -> None:
-        """Write the state after a round; older ones go, but for the one before."""
+    def save_checkpoint(self, state: State, config: Config) -> None:
+        """Write the state after a round, sealed with the settings; older ones go, but for the one before."""
         tensors = {f"adapter/{name}": tensor for name, tensor in state.adapter.tensors().items()}
         for client, head in state.local_heads.items():
             tensors.update({f"local_head/{client}/{name}": tensor for name, tensor in head.items()})
         with folder_built_atomically(self._checkpoint(state.round)) as building:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / "state.safetensors")
+            try:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()}, building / "state.safetensors"
+                )
+            except SafetensorError as error:
+                raise RunError(f"The checkpoint in {self.path} must be written, got: {error}") from None
             description = {
                 "round": state.round,
                 "rank": state.adapter.rank,
                 "scaling": state.adapter.scaling,
+                "settings_sha256": _settings_digest(config),
                 "state_sha256": _sha256((building / "state.safetensors").read_bytes()),
                 "rounds_sha256": _sha256(b"".join(self._lines(state.round) or [])),
             }
@@ -96,20 +104,25 @@ class RunFolder:
         for old in self._checkpoint_rounds()[:-_KEPT_CHECKPOINTS]:
             shutil.rmtree(self._checkpoint(old))
 
-    def load_checkpoint(self) -> State | None:
+    def load_checkpoint(self, config: Config) -> State | None:
         """The newest complete state, with rounds.jsonl cut back to it; None where no round was finished.
 
+        Args:
+            config: the settings to go on with; all but what a resumed run may change must be those of the checkpoint.
+
         Raises:
-            InputError: checkpoints exist but none is whole; every damaged file is named.
+            InputError: checkpoints exist but none is whole, every damaged file being named; or the settings differ.
         """
         damaged = []
         for round in reversed(self._checkpoint_rounds()):
             try:
-                state = self._read_checkpoint(round)
+                state, settings_sha256 = self._read_checkpoint(round)
             except _DamagedFileError as problem:
                 damaged.append(str(problem))
                 say(f"Warning: {problem}; falling back to the checkpoint before.")
                 continue
+            if settings_sha256 != _settings_digest(config):
+                raise InputError(f"{self.path / 'config.toml'} was changed since the run started; start a new run")
             lines = self._lines(round)
             assert lines is not None
             write_atomically(self.records, b"".join(lines))
@@ -121,13 +134,14 @@ class RunFolder:
         self.records.unlink(missing_ok=True)
         return None
 
-    def _read_checkpoint(self, round: int) -> State:
+    def _read_checkpoint(self, round: int) -> tuple[State, str]:
+        """A round's state, and the digest of the settings it was reached with."""
         folder = self._checkpoint(round)
         path = folder / "state.json"
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
             seal = description.pop("sha256")
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise _DamagedFileError(f"{path} is missing or truncated") from None
         if seal != _sha256(json.dumps(description).encode()) or description["round"] != round:
             raise _DamagedFileError(f"{path} was changed after it was written")
@@ -147,7 +161,8 @@ class RunFolder:
             if name.startswith("local_head/"):
                 _, client, path_in_model = name.split("/", 2)
                 heads.setdefault(int(client), {})[path_in_model] = tensor
-        return State(round, from_tensors(adapter, description["rank"], description["scaling"]), heads)
+        state = State(round, from_tensors(adapter, description["rank"], description["scaling"]), heads)
+        return state, description["settings_sha256"]
 
     def _lines(self, round: int) -> list[bytes] | None:
         """Lines of rounds.jsonl up to a round, None if it has not that many whole ones."""
@@ -160,8 +175,8 @@ class RunFolder:
         return self.path / "checkpoint" / f"round-{round:06d}"
 
     def _checkpoint_rounds(self) -> list[int]:
-        folders = (self.path / "checkpoint").glob("round-*")
-        return sorted(int(folder.name.removeprefix("round-")) for folder in folders)
+        folders = (self.path / "checkpoint").glob("round-" + "[0-9]" * 6)
+        return sorted(int(folder.name.removeprefix("round-")) for folder in folders if folder.is_dir())
 
 
 class _DamagedFileError(Exception):
@@ -170,6 +185,14 @@ class _DamagedFileError(Exception):
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _settings_digest(config: Config) -> str:
+    """SHA-256 of all settings but those that a resumed run may change."""
+    settings = config.model_dump(mode="json")
+    for key in _RAISABLE:
+        del settings["federation"][key]
+    return _sha256(json.dumps(settings, sort_keys=True).encode())
 
 
 @contextmanager
@@ -206,8 +229,11 @@ def check_new(path: Path) -> None:
     Raises:
         InputError: it holds something, another run holds it, or it is no folder.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out must be a folder, got the file {path}")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out must be a folder, got {path} where {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out must be a folder that can be written, got {path} where {nearest} is read-only")
     if (path / ".lock").exists():
         _lock_or_refuse(path).close()
     if path.is_dir():
@@ -215,7 +241,9 @@ def check_new(path: Path) -> None:
 
 
 def _check_empty(path: Path) -> None:
-    if any(file.name != ".lock" for file in path.iterdir()):
+    started = (path / "config.toml").exists()
+    # A process that was killed before it had written the settings left nothing of worth.
+    if started or any(file.name != "manifest.json" and not file.name.startswith(".") for file in path.iterdir()):
         hint = (
             "add --resume to go on with it, or choose another" if (path / "config.toml").exists() else "choose another"
         )
@@ -240,8 +268,8 @@ def create(path: Path, config: Config, manifest: Mapping[str, Any]) -> RunFolder
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path, _lock_or_refuse(path))
     _check_empty(path)
-    write_atomically(path / "config.toml", to_toml(config))
     folder.write_manifest(manifest)
+    write_atomically(path / "config.toml", to_toml(config))  # last: what makes the folder one that can be resumed
     return folder
 
 
@@ -252,7 +280,10 @@ def open_to_resume(path: Path) -> RunFolder:
         InputError: no run is there, or another process holds it.
     """
     _check_is_run(path)
-    return RunFolder(path, _lock_or_refuse(path))
+    folder = RunFolder(path, _lock_or_refuse(path))
+    for leftover in (*path.glob(".*.*"), *(path / "checkpoint").glob(".*")):  # of a process that was killed
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return folder
 
 
 def _check_is_run(path: Path) -> None:
@@ -285,6 +316,10 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
         resolved["model.precision"] = saved.model.precision
     if asked.model.num_labels is None:
         resolved["model.num_labels"] = saved.model.num_labels
+    if asked.data.path is not None:
+        resolved["data.path"] = str(Path(asked.data.path).resolve())
+    if Path(asked.model.name).is_dir():
+        resolved["model.name"] = str(Path(asked.model.name).resolve())
     if resolved:
         asked = with_values(asked, resolved)
     before, after = saved.model_dump(), asked.model_dump()
@@ -294,11 +329,13 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
             wanted = after[table][key]
             if wanted == value:
                 continue
-            if (table, key) == ("federation", "rounds") and wanted > value:
+            if (table, key) == ("federation", "rounds") and wanted > value and saved.train.schedule == "constant":
                 continue
-            if (table, key) == ("federation", "target_accuracy") and (wanted is None or (value or 0) < wanted):
+            if (table, key) == ("federation", "target_accuracy") and value and (wanted is None or value < wanted):
                 continue
             rule = "the same or more" if key in _RAISABLE else "the same"
+            if key == "rounds" and saved.train.schedule == "linear":
+                rule = "the same, since a linear train.schedule spans all rounds,"
             problems.append(f"{table}.{key} must be {rule} when a run is resumed: {value!r} in {path}, got {wanted!r}")
     if problems:
         raise ConfigError(problems)

@@ -125,7 +125,7 @@ def train(
         local_head: this client's own head, empty unless ``model.head = "local"``.
 
     Raises:
-        RunError: the loss is no longer finite.
+        RunError: the loss or a weight is no longer finite.
     """
     parameters = lora.load(peft_model, adapter, local_head)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
@@ -153,9 +153,9 @@ def train(
             loss_sum += loss.detach().double() * len(batch)
     encoder.model.eval()
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
-    if not math.isfinite(train_loss):
+    if not math.isfinite(train_loss) or not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise RunError(
-            f"The training loss of client {client} in round {round} must be finite, got {train_loss}; "
+            f"The loss and weights of client {client} in round {round} must be finite, got a loss of {train_loss}; "
             f"try a train.learning_rate below {training.learning_rate:g}"
         )
     return Update(
@@ -169,6 +169,7 @@ def train(
 @torch.no_grad()
 def predict_logits(encoder: Encoder, texts: TrunkOutputs, rows: NDArray[np.int64], what: str) -> NDArray[np.float32]:
     """Class scores of cached texts by the model as it stands, float32, shape (len(rows), num_labels)."""
+    encoder.model.eval()
     device = encoder.model.device
     scores = np.zeros((len(rows), encoder.model.config.num_labels), dtype=np.float32)
     batches = list(length_batches(texts.lengths[rows], BATCH_TOKENS))
@@ -185,6 +186,9 @@ def judge(logits: NDArray[np.float32], labels: NDArray[np.int64], shares: Sequen
         logits: class scores, shape (num_texts, num_labels).
         labels: class indices, shape (num_texts,).
         shares: rows of the test split that stand for each client; a client without any is left out.
+
+    Raises:
+        RunError: the loss is not finite.
     """
     predicted = logits.argmax(axis=1)
     right = predicted == labels
@@ -193,9 +197,12 @@ def judge(logits: NDArray[np.float32], labels: NDArray[np.int64], shares: Sequen
     for label in np.union1d(np.unique(labels), np.unique(predicted)):
         hits = int(np.sum(right & (labels == label)))
         f1_scores.append(2 * hits / (int(np.sum(predicted == label)) + int(np.sum(labels == label))))
+    loss = float(-log_probabilities[np.arange(len(labels)), labels].mean())
+    if not math.isfinite(loss):
+        raise RunError(f"The loss on the test texts must be finite, got {loss}; try a smaller train.learning_rate")
     return Evaluation(
         accuracy=float(right.mean()),
-        loss=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        loss=loss,
         macro_f1=float(np.mean(f1_scores)),
         worst_client_accuracy=min(float(right[rows].mean()) for rows in shares if len(rows)),
     )

@@ -55,7 +55,12 @@ def text_data(train: Split, test: Split, label_names: list[str], source: str) ->
 
 
 def load_hub(
-    name: str, *, text: list[str] | None = None, label: str | None = None, test_share: float = 0.2, seed: int = 0
+    name: str,
+    *,
+    text: list[str] | None = None,
+    label: str | None = None,
+    test_share: float | None = None,
+    seed: int = 0,
 ) -> TextData:
     """Load a data set of the Hugging Face hub, or a local folder as the ``datasets`` library reads it.
 
@@ -66,7 +71,7 @@ def load_hub(
         name: name on the hub, such as ``"fancyzhx/ag_news"``, or a folder.
         text: columns to join by one space; ``["text"]`` if None.
         label: column of the class; ``"label"`` if None.
-        test_share: share of ``train`` to hold out when nothing else serves for testing, in (0, 1).
+        test_share: share of ``train`` to hold out, in (0, 1), where nothing else serves for testing; 0.2 if None.
         seed: the run's seed, for holding out.
 
     Raises:
@@ -100,7 +105,7 @@ def load_path(
     *,
     text: list[str] | None = None,
     label: str | None = None,
-    test_share: float = 0.2,
+    test_share: float | None = None,
     seed: int = 0,
 ) -> TextData:
     """Load a folder with ``train.*`` and ``test.*``, or one file, as CSV, TSV, JSON lines or Parquet.
@@ -116,7 +121,7 @@ def load_path(
         path: folder or file.
         text: columns to join by one space; ``["text"]`` if None.
         label: column of the class; ``"label"`` if None.
-        test_share: share of the rows to hold out when there is no test file, in (0, 1).
+        test_share: share of the rows to hold out, in (0, 1), where there is no test file; 0.2 if None.
         seed: the run's seed, for holding out.
 
     Raises:
@@ -217,15 +222,19 @@ def _checked(
     text: list[str] | None,
     label: str | None,
     order: list[str] | None,
-    test_share: float,
+    test_share: float | None,
     seed: int,
     source: str,
 ) -> TextData:
     """The common end of all loaders: check the rows and hold out a test split if there is none."""
+    if test is not None and test_share is not None:
+        raise InputError(
+            f"data.test_share must be left out where there is a test split, got {test_share} beside {test.name}"
+        )
     train_split, test_split, label_names = checked_splits(train, test, text, label, order)
     if test_split is None:
         num_rows = len(train_split.texts)
-        held_out = hold_out(train_split.labels, test_share, seed, train.name)
+        held_out = hold_out(train_split.labels, test_share or 0.2, seed, train.name)
         test_split = train_split.select(held_out)
         train_split = train_split.select(np.setdiff1d(np.arange(num_rows), held_out))
         source = f"{source}; {len(held_out)} of {num_rows} rows held out for testing by seed {seed}"

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -142,6 +142,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# Settings of a Hugging Face configuration that change what its layers compute.
+_TRUNK_SETTINGS = (
+    "model_type",
+    "num_attention_heads",
+    "hidden_act",
+    "activation",
+    "layer_norm_eps",
+    "pad_token_id",
+    "relative_attention_num_buckets",
+)
+
+
 def _part(module: Any, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name)
@@ -189,11 +201,12 @@ class Encoder:
 
     @cached_property
     def trunk_digest(self) -> str:
-        """SHA-256 over every frozen weight that the trunk's output depends on, names and layout included."""
+        """SHA-256 over every weight and setting of the model that the trunk's output depends on."""
         parts = [self.family.embeddings, *(f"{self.family.layers}.{i}" for i in range(self.cut_layer))]
         if self.family.position_bias:
             parts.append(self.family.position_bias.rpartition(".")[0] + ".relative_attention_bias")
-        digest = hashlib.sha256(f"{self.model.config.model_type} {self.model.config.num_attention_heads}".encode())
+        settings = {name: getattr(self.model.config, name, None) for name in _TRUNK_SETTINGS}
+        digest = hashlib.sha256(repr(settings).encode())
         for path in parts:
             for name, tensor in sorted(_part(self.model, path).state_dict().items()):
                 digest.update(f"{path}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -221,7 +234,8 @@ class Encoder:
             bias = self._attention_bias(hidden, mask)
             for layer in _part(self.model, self.family.layers)[: self.cut_layer]:
                 hidden = self._layer(layer, hidden, bias)
-            return hidden
+            # CUDA's autocast normalises in float32 and leaves it so; the processor's does not.
+            return hidden.to(self.precision)
 
     def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Class scores from the trunk's output: the layers from the cut on, then the head.
@@ -307,7 +321,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         if device.type == "cpu":
             has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         else:
-            has_bf16 = torch.cuda.is_bf16_supported()
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
@@ -332,6 +346,8 @@ def load_encoder(
 ) -> Encoder:
     """Load pretrained weights, cut them, and give the new head its weights from the stream (seed, "head").
 
+    A head that the weights bring along is kept where its shape fits, as Transformers does.
+
     Args:
         name: hub name, folder, or ``"minilm"``.
         trained_layers: as ``model.trained_layers``.
@@ -346,8 +362,35 @@ def load_encoder(
         InputError: unknown family, missing weights, no network.
         ConfigError: layers or length that the model does not have.
     """
+    with quiet_transformers():
+        return _load_encoder(name, trained_layers, label_names, precision, device, max_length, dropout, seed)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep Transformers' bars and notes off the terminal for a while."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _load_encoder(
+    name: str,
+    trained_layers: str | Sequence[int],
+    label_names: Sequence[str],
+    precision: torch.dtype,
+    device: torch.device,
+    max_length: int,
+    dropout: float,
+    seed: int,
+) -> Encoder:
     location = model_location(name)
     try:
         model_config = AutoConfig.from_pretrained(location)
@@ -357,13 +400,15 @@ def load_encoder(
                 f"model.name must be of a supported family ({', '.join(FAMILIES)}), "
                 f"got {name!r} of family {model_config.model_type!r}"
             )
-        _check_fits(model_config, trained_layers, max_length)
+        layers = placement.layer_indices(trained_layers, model_config.num_hidden_layers)
+        _check_length(model_config, max_length)
         for key in family.dropouts:
             setattr(model_config, key, dropout)
         model_config.num_labels = len(label_names)
         model_config.id2label = dict(enumerate(label_names))
         model_config.label2id = {label: index for index, label in enumerate(label_names)}
         tokenizer = AutoTokenizer.from_pretrained(location)
+        tokenizer.model_max_length = max_length  # an exported tokenizer cuts where training did
         with torch.random.fork_rng(devices=[]):  # Hugging Face draws new weights, which we replace below
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 location,
@@ -385,7 +430,6 @@ def load_encoder(
         for key, parameter in model.named_parameters():
             if key in new_weights:
                 _initialise(key, parameter, model_config.initializer_range, seed)
-    layers = placement.layer_indices(trained_layers, model_config.num_hidden_layers)
     if precision != torch.float32:
         for layer in _part(model, family.layers):
             for path in family.maps.values():
@@ -411,20 +455,12 @@ def _initialise(key: str, parameter: nn.Parameter, standard_deviation: float, se
         parameter.copy_(torch.from_numpy(draws) * standard_deviation)
 
 
-def _check_fits(model_config: Any, trained_layers: str | Sequence[int], max_length: int) -> None:
-    problems = []
-    try:
-        placement.layer_indices(trained_layers, model_config.num_hidden_layers)
-    except ValueError as rule:
-        shown = trained_layers if isinstance(trained_layers, str) else list(trained_layers)
-        problems.append(f"model.trained_layers must be {rule}, got {shown!r}")
+def _check_length(model_config: Any, max_length: int) -> None:
     # RoBERTa's kin number positions from pad_token_id + 1.
     offset = 0 if model_config.model_type in ("bert", "distilbert") else (model_config.pad_token_id or 0) + 1
     longest = model_config.max_position_embeddings - offset
     if max_length > longest:
-        problems.append(f"model.max_length must be at most {longest}, the positions of the model, got {max_length}")
-    if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"model.max_length must be at most {longest}, the positions of the model, got {max_length}"])
 
 
 def tokenize(encoder: Encoder, texts: Sequence[str], max_length: int) -> list[list[int]]:

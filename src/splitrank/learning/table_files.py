@@ -188,6 +188,9 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            twice = [name for name in wanted if names.count(name) > 1]
+            if twice:
+                raise InputError(f"{path}: a column name must stand once, got {twice[0]!r} more than once; rename one")
             content = file.read(columns=[name for name in names if name in wanted])
             num_rows = file.metadata.num_rows
     except pyarrow.ArrowException as error:

@@ -136,6 +136,11 @@ def texts_of(table: Table, text: list[str] | None) -> list[str]:
     return texts
 
 
+def checked_texts(texts: list[str]) -> list[str]:
+    """Texts given one by one, held to the rules of a table's: stripped, not empty, not endless, valid Unicode."""
+    return texts_of(Table("TEXT", ["text"], {"text": texts}, "argument", range(1, len(texts) + 1)), None)
+
+
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -155,6 +160,11 @@ def _labels(table: Table, label: str | None) -> list[str]:
         "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
         for value in values
     ]
+    broken = [row for row, name in enumerate(names) if not _is_unicode(name)]
+    if broken:
+        raise InputError(
+            f"{table.name}, {table.rows(broken)}: a label must be valid Unicode, got half a surrogate pair"
+        )
     missing = [row for row, name in enumerate(names) if not name]
     if missing:
         raise InputError(

@@ -16,24 +16,28 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
 from splitrank.errors import InputError
-from splitrank.files import folder_built_atomically, try_lock
+from splitrank.files import folder_built_atomically, try_lock, wait_for_lock
 from splitrank.learning.encoder import Encoder, pad
 from splitrank.progress import say, track
 
 BATCH_TOKENS = 8192
 """Padded tokens that are computed at a time, in the trunk and in evaluation [tokens]."""
+
+# Part of every key: to be raised when the layout of the file or what the encoder computes changes.
+_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +95,13 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
         start += count
 
 
-def trunk_outputs(encoder: Encoder, token_ids: Sequence[Sequence[int]], *, limit_bytes: int, what: str) -> TrunkOutputs:
+def trunk_outputs(
+    encoder: Encoder, token_ids: Sequence[Sequence[int]], *, limit_bytes: float, what: str
+) -> TrunkOutputs:
     """Open the cached trunk output of these texts, computing it first where it is missing.
 
-    A second process that wants the same texts waits for the first. Until the result is closed it cannot be cleared
-    away.
+    A file of the right size is taken to be right. A second process that wants the same texts waits for the first.
+    Until the result is closed it cannot be cleared away.
 
     Args:
         encoder: whose trunk; see :class:`Encoder`.
@@ -115,17 +121,21 @@ def trunk_outputs(encoder: Encoder, token_ids: Sequence[Sequence[int]], *, limit
     row_bytes = encoder.hidden_size * encoder.precision.itemsize
     size = int(entry_lengths.sum()) * row_bytes
 
-    lock = _wait_for_lock(key, what, shared=True)
+    lock_path = cache_folder() / "locks" / key
+    notice = f"Another process works on the cached {what}; waiting for it."
     built = False
-    if not _is_whole(folder, size):
+    # Between building and reading somebody may clear the cache: look again under the lock for reading.
+    while True:
+        lock = wait_for_lock(lock_path, shared=True, notice=notice)
+        if _is_whole(folder, size):
+            break
         lock.close()
-        with _wait_for_lock(key, what, shared=False):
+        with wait_for_lock(lock_path, notice=notice):
             if not _is_whole(folder, size):
                 _remove_leftovers(key)
                 _make_room(size, limit_bytes, keep=key)
                 _build(encoder, texts, entry_lengths, folder, what)
                 built = True
-        lock = _wait_for_lock(key, what, shared=True)
     os.utime(folder / "about.json")
     starts = np.concatenate([[0], np.cumsum(entry_lengths)[:-1]])
     file = (folder / "hidden_states.bin").open("rb", buffering=0)
@@ -139,24 +149,22 @@ def _ids_bytes(ids: Sequence[int]) -> bytes:
 
 
 def _key(encoder: Encoder, texts: dict[bytes, int]) -> str:
-    capability = torch.backends.cpu.get_cpu_capability()
-    machine = f"{torch.__version__} {encoder.model.device.type} {capability} {torch.get_num_threads()}"
-    digest = hashlib.sha256(f"{encoder.trunk_digest} {encoder.cut_layer} {encoder.precision} {machine}".encode())
+    device = encoder.model.device
+    processor = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    computed_by = (
+        _FORMAT,
+        torch.__version__,
+        transformers.__version__,
+        processor,
+        torch.get_num_threads(),
+        BATCH_TOKENS,
+    )
+    what = (encoder.trunk_digest, encoder.cut_layer, encoder.precision, computed_by)
+    digest = hashlib.sha256(repr(what).encode())
     for ids in texts:
         digest.update(len(ids).to_bytes(8, "little"))
         digest.update(ids)
     return digest.hexdigest()[:32]
-
-
-def _wait_for_lock(key: str, what: str, *, shared: bool) -> IO[str]:
-    path = cache_folder() / "locks" / key
-    announced = False
-    while (lock := try_lock(path, shared=shared)) is None:
-        if not announced:
-            say(f"Another process works on the cached {what}; waiting for it.")
-            announced = True
-        time.sleep(0.2)
-    return lock
 
 
 def _is_whole(folder: Path, size: int) -> bool:
@@ -192,6 +200,7 @@ def _build(
             for batch in track(batches, f"trunk output, {what}", total=len(batches)):
                 ids, mask = pad([texts[entry].tolist() for entry in batch], encoder.tokenizer.pad_token_id)
                 hidden = encoder.trunk(ids.to(encoder.model.device), mask.to(encoder.model.device)).cpu()
+                assert hidden.dtype == encoder.precision
                 for states, entry in zip(hidden.view(torch.uint8).numpy(), batch, strict=True):
                     part = states[: lengths[entry]]
                     if os.pwrite(file.fileno(), part.data, int(starts[entry]) * row_bytes) != part.nbytes:
@@ -212,7 +221,7 @@ def _build(
 
 def _disk_full(size: int) -> InputError:
     return InputError(
-        f"The disk under {cache_folder()} must have {size / 1e9:.2f} GB free for the trunk cache, got less; free some, "
+        f"The disk under {cache_folder()} must have {size / 1e9:.3g} GB free for the trunk cache, got less; free some, "
         "try `splitrank cache clear`, or set XDG_CACHE_HOME to a folder on a larger disk"
     )
 
@@ -233,8 +242,9 @@ def list_cache() -> list[CacheEntry]:
     for about in (cache_folder() / "trunk").glob("*/about.json"):
         if about.parent.name.startswith("."):
             continue
-        size = sum(file.stat().st_size for file in about.parent.iterdir())
-        entries.append(CacheEntry(about.parent.name, size, about.stat().st_mtime, json.loads(about.read_text())))
+        with suppress(OSError, ValueError):  # cleared by another process while we look, or damaged
+            size = sum(file.stat().st_size for file in about.parent.iterdir())
+            entries.append(CacheEntry(about.parent.name, size, about.stat().st_mtime, json.loads(about.read_text())))
     return sorted(entries, key=lambda entry: (entry.used_at_s, entry.key))
 
 
@@ -254,14 +264,14 @@ def clear_cache() -> tuple[int, int]:
             continue
         with lock:
             freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     return freed, kept
 
 
-def _make_room(size: int, limit_bytes: int, keep: str) -> None:
+def _make_room(size: int, limit_bytes: float, keep: str) -> None:
     if size > limit_bytes:
         raise InputError(
-            f"run.cache_limit_gb must be at least {size / 1e9:.2f} for these texts, got {limit_bytes / 1e9:g}; raise "
+            f"run.cache_limit_gb must be at least {size / 1e9:.3g} for these texts, got {limit_bytes / 1e9:g}; raise "
             "it or take fewer rows with data.train_rows"
         )
     entries = [entry for entry in list_cache() if entry.key != keep]
@@ -272,8 +282,13 @@ def _make_room(size: int, limit_bytes: int, keep: str) -> None:
         lock = try_lock(cache_folder() / "locks" / entry.key)
         if lock is not None:
             with lock:
-                shutil.rmtree(cache_folder() / "trunk" / entry.key)
+                shutil.rmtree(cache_folder() / "trunk" / entry.key, ignore_errors=True)
             total -= entry.size_bytes
+    if total + size > limit_bytes:
+        raise InputError(
+            f"run.cache_limit_gb must be at least {(total + size) / 1e9:.3g} for these texts beside what is in use, "
+            f"got {limit_bytes / 1e9:g}; raise it or take fewer rows with data.train_rows"
+        )
     cache_folder().mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(cache_folder()).free < size:
         raise _disk_full(size)

@@ -32,27 +32,27 @@ def shannon_bps(
     return rate_bps
 
 
-def broadcast_bps(
+def full_band_bps(
     bandwidth_hz: NDArray[np.float64],
     gain: NDArray[np.float64],
     power_w: NDArray[np.float64],
     noise_power_w: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Rate at which one broadcast over the whole band reaches every client.
+    """Rate at which each client could receive a broadcast over the whole band.
 
-    s = (Σ_j B_j) · min_i log2(1 + h_i·P_i / N0_i)
+    s_i = (Σ_j B_j) · log2(1 + h_i·P_i / N0_i)
 
     What the paper's text calls "broadcast"; its equations (9) and (10) are unicast. Power spectral density is that of
-    the sub-bands, so a client's signal-to-noise ratio is the same as on its own sub-band.
+    the sub-bands, so a client's signal-to-noise ratio is the same as on its own sub-band. A broadcast runs at the
+    rate of the slowest client that it must reach.
 
     Args:
         bandwidth_hz: B, sub-band [Hz], shape (I,), > 0.
-        gain: h, channel power gain, shape (I,), >= 0; one 0 gives rate 0 to all.
+        gain: h, channel power gain, shape (I,), >= 0.
         power_w: P, transmit power per sub-band [W], shape (I,), > 0.
         noise_power_w: N0, noise power in the sub-band [W], shape (I,), > 0.
 
     Returns:
-        rate s [bit/s], the same for every client, shape (I,).
+        rate s [bit/s], shape (I,).
     """
-    slowest_bps_per_hz = np.min(shannon_bps(np.ones_like(bandwidth_hz), gain, power_w, noise_power_w))
-    return np.full(len(bandwidth_hz), np.sum(bandwidth_hz) * slowest_bps_per_hz)
+    return np.sum(bandwidth_hz) * shannon_bps(np.ones_like(bandwidth_hz), gain, power_w, noise_power_w)

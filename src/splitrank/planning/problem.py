@@ -250,8 +250,8 @@ def shortfall(
 ) -> tuple[Shortfall | None, ...]:
     """What blocks a rank, and by how much, for each client that cannot do it.
 
-    ``"latency"``: airtime against the deadline [s]; ``"energy"``: the energy of meeting the deadline at f_lat, or
-    ξ + E_ul where that alone is too much, against E_0 [J]; ``"frequency"``: f_lat against f_max [Hz].
+    ``"latency"``: airtime against the deadline [s]; ``"energy"``: all the energy of the round at f_lat, or at f_max
+    where f_lat is above it, against E_0 [J]; ``"frequency"``: f_lat against f_max [Hz].
 
     Args:
         problem: the round.
@@ -271,15 +271,14 @@ def shortfall(
     low_hz, _ = frequency_range_hz(problem, ranks)
     used_hz = low_hz if frequency_hz is None else np.where(np.isnan(frequency_hz), low_hz, frequency_hz)
     radio_s = uplink_s(problem, ranks) + downlink_s(problem, ranks)
-    fixed_j = problem.uplink_power_w * uplink_s(problem, ranks) + problem.circuit_energy_j
-    energy = np.where(fixed_j >= problem.energy_j, fixed_j, energy_j(problem, ranks, used_hz))
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
+    needed_j = energy_j(problem, ranks, np.fmin(used_hz, ceiling_hz))
     constraints = _blocking(problem, ranks, frequency_hz)
     for i in unable:
         needed, available, unit = {
             "rank-cap": (rank, problem.rank_cap[i], "rank"),
             "latency": (radio_s[i], problem.deadline_s, "s"),
-            "energy": (energy[i], problem.energy_j[i], "J"),
+            "energy": (needed_j[i], problem.energy_j[i], "J"),
             "frequency": (low_hz[i], ceiling_hz[i], "Hz"),
         }[str(constraints[i])]
         result[i] = Shortfall(str(constraints[i]), float(needed), float(available), unit)

@@ -38,16 +38,20 @@ def fedavg(adapters: Sequence[Adapter], num_samples: Sequence[int]) -> Adapter:
     )
 
 
-def factor_averaging_error(adapters: Sequence[Adapter], num_samples: Sequence[int]) -> float:
+def factor_averaging_error(adapters: Sequence[Adapter], num_samples: Sequence[int], averaged: Adapter) -> float:
     """What averaging the factors loses: ‖mean(B)·mean(A) − mean(B·A)‖ / ‖mean(B·A)‖, Frobenius, over all maps.
 
     The mean of products is what the clients learnt together; the product of means is what :func:`fedavg` keeps of it.
+
+    Args:
+        adapters: one per client.
+        num_samples: n_i, samples that client i trained on.
+        averaged: what :func:`fedavg` makes of them.
 
     Returns:
         a dimensionless error, 0 for a single client and where nothing was learnt yet.
     """
     weights = _weights(num_samples)
-    averaged = fedavg(adapters, num_samples)
     difference_squared = norm_squared = 0.0
     for path in averaged.lora_A:
         stacked_b = torch.cat(

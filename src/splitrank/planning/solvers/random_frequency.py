@@ -51,29 +51,30 @@ def random_frequency(problem: Problem, frequency_hz: FloatArray) -> IntArray:
 
 
 def draw_frequency_hz(
-    problem: Problem, seed: int, round: int, random_range: Literal["feasible", "full"] = "feasible"
+    problem: Problem, seed: int, round: int, random_range: Literal["feasible", "full"] = "feasible", rank: int = 1
 ) -> FloatArray:
     """Draw every client's frequency for one round.
 
-    f_i ~ Unif[f_lat(1), min(f_max, f_en(1))] or Unif(0, f_max]
+    f_i ~ Unif[f_lat(r), min(f_max, f_en(r))] with r = 1, or Unif(0, f_max]
 
-    The paper does not give its distribution. On the range feasible at rank 1 the baseline is never infeasible where
-    the planner is not; on the full range it may be.
+    The paper does not give its distribution. On the range feasible at rank 1, or at a fixed rank, the baseline is never
+    infeasible where the planner is not; on the full range it may be.
 
     Args:
         problem: the round.
         seed: the run's seed.
         round: round number, >= 1.
         random_range: ``"feasible"`` or ``"full"``.
+        rank: r, the fixed rank where there is one, >= 1.
 
     Returns:
-        f [Hz], shape (I,); on the feasible range NaN where rank 1 fits at no frequency.
+        f [Hz], shape (I,); on the feasible range NaN where the rank fits at no frequency.
     """
     uniform = streams.uniform_per_client(seed, "random-frequency", round, problem.num_clients)
     if random_range == "full":
         return problem.max_frequency_hz * (1.0 - uniform)
-    low_hz, high_hz = frequency_range_hz(problem, 1)
-    fits = feasible(problem, 1)
+    low_hz, high_hz = frequency_range_hz(problem, rank)
+    fits = feasible(problem, rank)
     # Clients that have no range must not bring infinities into the arithmetic.
     low_hz = np.where(fits, low_hz, 0.0)
     return np.where(fits, np.minimum(low_hz + uniform * (high_hz - low_hz), high_hz), np.nan)
