@@ -134,7 +134,9 @@ def test_what_is_in_use_stays(tiny_model):
     encoder = load(tiny_model("roberta"))
     held = outputs(encoder, random_ids(64, [20]))
     assert clear_cache() == (0, 1)
-    outputs(encoder, random_ids(64, [21]), limit_bytes=21 * 32 * 4 + 100).close()
+    with pytest.raises(InputError, match="beside what is in use"):
+        outputs(encoder, random_ids(64, [21]), limit_bytes=21 * 32 * 4 + 100)
+    outputs(encoder, random_ids(64, [21]), limit_bytes=(20 + 21) * 32 * 4 + 500).close()
     assert held.read([0])[0].shape == (1, 20, 32)
     held.close()
     freed, kept = clear_cache()

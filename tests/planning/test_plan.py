@@ -211,7 +211,7 @@ def test_binding_says_what_the_next_rank_lacks(seed: int) -> None:
         ({"latency_s": 0.5}, "latency", 1.0, 0.5, "s"),
         ({"latency_s": 1.0, "latency_margin": 0.2}, "latency", 1.0, 0.8, "s"),
         ({"uplink_bps": np.zeros(1)}, "latency", np.inf, 1000.0, "s"),
-        ({"energy_j": np.array([1.05]), "latency_s": 2.25}, "energy", 1.1, 1.05, "J"),  # circuits and uplink alone
+        ({"energy_j": np.array([1.05]), "latency_s": 2.25}, "energy", 1.1 + 0.64, 1.05, "J"),  # W < 0
         ({"energy_j": np.array([1.1 + 0.3]), "latency_s": 2.25}, "energy", 1.1 + 0.64, 1.4, "J"),  # f_lat = 0.8 GHz
         ({"latency_s": 1.5}, "frequency", 2e9, 1e9, "Hz"),
     ],

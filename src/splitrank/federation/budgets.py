@@ -38,6 +38,9 @@ FloatArray = NDArray[np.float64]
 DEFAULT_NUM_LABELS = 4
 BITS_PER_FLOAT32 = 32.0
 
+# Settings at the ends of what a float can hold overflow; infinity then means infeasible, or is refused by name.
+_EXTREMES_ARE_INFEASIBLE = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
 
 @dataclass(frozen=True)
 class ClientTexts:
@@ -285,6 +288,7 @@ def _problem(**quantities: Any) -> Problem:
         ) from None
 
 
+@_EXTREMES_ARE_INFEASIBLE
 def round_problem(config: Config, shape: EncoderShape, workload: Workload, round: int, *, sit_out: bool) -> Problem:
     """Draw the round's channels and state P1 for them: every client's rates, budgets and limits.
 
@@ -321,6 +325,7 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
     return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
 
 
+@_EXTREMES_ARE_INFEASIBLE
 def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -> Plan:
     """Choose the rank and every client's frequency for a round, by ``planner.method``.
 
@@ -334,12 +339,11 @@ def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -
         frequency_hz = draw_frequency_hz(
             problem, config.run.seed, round, planner.random_range, config.adapter.rank or 1
         )
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # extreme settings overflow to infeasible
-        return make_plan(
-            problem,
-            method=planner.method,
-            frequency_policy=planner.frequency_policy,
-            rank=config.adapter.rank,
-            sit_out=sit_out,
-            frequency_hz=frequency_hz,
-        )
+    return make_plan(
+        problem,
+        method=planner.method,
+        frequency_policy=planner.frequency_policy,
+        rank=config.adapter.rank,
+        sit_out=sit_out,
+        frequency_hz=frequency_hz,
+    )

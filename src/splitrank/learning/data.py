@@ -234,7 +234,7 @@ def _checked(
     train_split, test_split, label_names = checked_splits(train, test, text, label, order)
     if test_split is None:
         num_rows = len(train_split.texts)
-        held_out = hold_out(train_split.labels, test_share or 0.2, seed, train.name)
+        held_out = hold_out(train_split.labels, 0.2 if test_share is None else test_share, seed, train.name)
         test_split = train_split.select(held_out)
         train_split = train_split.select(np.setdiff1d(np.arange(num_rows), held_out))
         source = f"{source}; {len(held_out)} of {num_rows} rows held out for testing by seed {seed}"
