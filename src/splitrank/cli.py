@@ -103,7 +103,10 @@ def plan(
     round: Annotated[int, typer.Option("--round", min=1, help="Round whose channels are drawn.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which LoRA rank and which frequencies fit the budgets, without data or weights."""
+    """Say which LoRA rank and which frequencies fit the budgets, without data or weights.
+
+    CONFIG is a preset (offline, paper, edge) or a TOML file. Exit code 3 if no rank fits.
+    """
     with _errors_as_exit_codes():
         from splitrank.config import load_config
         from splitrank.federation.plan_report import plan_lines, plan_report
@@ -127,7 +130,10 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train together: plan, train and aggregate round after round on real text."""
+    """Train together: plan, train and aggregate round after round on real text.
+
+    CONFIG is a preset (offline, paper, edge) or a TOML file; offline if left out.
+    """
     with _errors_as_exit_codes():
         from splitrank.config import load_config
 
@@ -173,7 +179,10 @@ def predict(
     file: Annotated[Path | None, typer.Option("--file", help="A CSV, TSV, JSONL or Parquet file of texts.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify texts with a finished run's adapter."""
+    """Classify texts with a finished run's adapter.
+
+    RUN_DIR is the folder of a finished run; TEXT... are the texts, or give --file.
+    """
     with _errors_as_exit_codes():
         if bool(texts) == bool(file):
             raise InputError("predict needs texts or --file FILE, one of them")
@@ -199,7 +208,7 @@ def predict(
 
 @config_app.command("show")
 def config_show(config: ConfigArgument = "offline", overrides: SetOption = None) -> None:
-    """Print all settings, defaults included, as TOML."""
+    """Print all settings that have an effect, defaults included, as TOML."""
     with _errors_as_exit_codes():
         from splitrank.config import load_config, to_toml
 
