@@ -87,7 +87,7 @@ def attach(encoder: Encoder, maps: Sequence[str], *, scaling: float, dropout: fl
     # PEFT's initial draws are replaced by named streams in `load`; its use of an old name in Transformers is its own.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=FutureWarning):
         peft_model = get_peft_model(encoder.model, config)
-    return peft_model.requires_grad_(False).eval()
+    return peft_model.requires_grad_(False)
 
 
 def _lora_layers(peft_model: PeftModel) -> dict[str, LoraLayer]:
