@@ -53,8 +53,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def without_wall(line: str) -> dict[str, Any]:
-    """A line of ``rounds.jsonl`` without the fields that measure real time, for comparing runs."""
-    return {key: value for key, value in json.loads(line).items() if "wall" not in key}

@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from splitrank import load_config, load_data, make_clients, predict, run, run_round
 from splitrank.errors import ConfigError, InputError
 from splitrank.federation import run_folder
-from splitrank.records import without_wall
 
 
 def run_all(config_file: Path, out: Path, *overrides: str):
@@ -29,7 +28,9 @@ def run_all(config_file: Path, out: Path, *overrides: str):
 
 
 def lines(folder: Path) -> list[dict]:
-    return [without_wall(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    """The records of a run without what measures real time."""
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if "wall" not in key} for record in records]
 
 
 def adapter_bytes(folder: Path) -> bytes:
