@@ -333,6 +333,22 @@ def model_location(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep Transformers' bars and notes off the terminal for a while."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@quiet_transformers()
 def load_encoder(
     name: str,
     trained_layers: str | Sequence[int],
@@ -362,35 +378,6 @@ def load_encoder(
         InputError: unknown family, missing weights, no network.
         ConfigError: layers or length that the model does not have.
     """
-    with quiet_transformers():
-        return _load_encoder(name, trained_layers, label_names, precision, device, max_length, dropout, seed)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep Transformers' bars and notes off the terminal for a while."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _load_encoder(
-    name: str,
-    trained_layers: str | Sequence[int],
-    label_names: Sequence[str],
-    precision: torch.dtype,
-    device: torch.device,
-    max_length: int,
-    dropout: float,
-    seed: int,
-) -> Encoder:
     location = model_location(name)
     try:
         model_config = AutoConfig.from_pretrained(location)
