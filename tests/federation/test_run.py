@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from safetensors.torch import load_file
 from splitrank import load_config, load_data, make_clients, predict, run, run_round
 from splitrank.errors import ConfigError, InputError
 from splitrank.federation import run_folder
+from splitrank.learning.adapters.lora import resize
 
 
 def run_all(config_file: Path, out: Path, *overrides: str):
@@ -49,6 +52,29 @@ def test_the_round_from_python(tiny_config):
     assert record.rank == after.adapter.rank > 1
     # A round is a function: the state that went in is as it was.
     assert all(torch.equal(before[name], tensor) for name, tensor in state.adapter.tensors().items())
+
+
+def test_new_directions_are_drawn_for_their_round(tiny_config):
+    config = load_config(str(tiny_config))
+    clients = make_clients(config, load_data(config))
+    started = []
+
+    def train(client, state, round):
+        started.append(state.adapter)
+        return clients.train(client, state, round)
+
+    watched = SimpleNamespace(
+        shape=clients.shape,
+        workload=clients.workload,
+        num_samples=clients.num_samples,
+        train=train,
+        evaluate=clients.evaluate,
+    )
+    state = replace(clients.initial_state(), round=4)
+    _, record = run_round(state, watched, clients.config)
+    clients.close()
+    expected = resize(state.adapter, record.rank, seed=0, round=5).tensors()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in started[0].tensors().items())
 
 
 def test_records(tiny_config, tmp_path):
