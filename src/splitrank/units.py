@@ -11,12 +11,6 @@ def db_to_linear(value_db: ArrayLike) -> NDArray[np.float64]:
     return np.power(10.0, np.asarray(value_db, dtype=np.float64) / 10.0)
 
 
-def linear_to_db(ratio: ArrayLike) -> NDArray[np.float64]:
-    """10 log10(x): decibels from a power ratio; 0 gives -inf. Shape as given."""
-    with np.errstate(divide="ignore"):
-        return 10.0 * np.log10(np.asarray(ratio, dtype=np.float64))
-
-
 def dbm_to_watts(power_dbm: ArrayLike) -> NDArray[np.float64]:
     """10^((x-30)/10): watts from dBm. Shape as given."""
     return db_to_linear(np.asarray(power_dbm, dtype=np.float64) - 30.0)
