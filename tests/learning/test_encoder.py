@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
 from splitrank import streams
@@ -73,6 +74,32 @@ def assert_same_as_hugging_face(encoder: Encoder, ids: list[list[int]], maps: tu
 def test_forward_and_gradients_equal_hugging_face(family, place, tiny_model):
     encoder = load(tiny_model(family), place)
     assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9, 30, 2, 12]), MAPS)
+
+
+class Halving(torch.nn.Dropout):
+    """A dropout whose draws are known."""
+
+    def forward(self, states):
+        return states * torch.linspace(0.2, 0.8, states.shape[-1]) if self.training else states
+
+
+@pytest.mark.parametrize("place", ["last:3", "middle:3"])
+@pytest.mark.parametrize("maps", [MAPS, ("query", "value"), ("key",)])
+def test_dropout_before_adapters_equals_hugging_face(maps, place, tiny_model, monkeypatch):
+    """Then a map's LoRA reads other states than its frozen matrix."""
+    attach = lora.attach
+
+    def attach_halving(*arguments, **options):
+        peft_model = attach(*arguments, **options)
+        for layer in peft_model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.lora_dropout["default"] = Halving(0.5)
+        return peft_model
+
+    monkeypatch.setattr(lora, "attach", attach_halving)
+    encoder = load(tiny_model("roberta"), place)
+    encoder.model.train()
+    assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9]), maps)
 
 
 def test_gaps_between_trained_layers(tiny_model):

