@@ -63,7 +63,7 @@ def run_layer(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dropout, *, f
     """
     if first_token_only:
         read = hidden[:, :1]
-        context = _first_token_context(layer, hidden, bias[:, :, :1], dropout)
+        context = _first_token_context(layer, read, hidden, bias[:, :, :1], dropout)
     else:
         read = hidden
         context = _context(layer, hidden, bias, dropout)
@@ -87,7 +87,7 @@ def _context(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dropout) -> Te
     return context.view(batch, layer.num_heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, hidden_size)
 
 
-def _first_token_context(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dropout) -> Tensor:
+def _first_token_context(layer: Layer, first: Tensor, hidden: Tensor, bias: Tensor, dropout: Dropout) -> Tensor:
     """What the first token attends to, shape (batch, 1, hidden_size).
 
     With q = W_q·x_1 + b_q the score of token i is q·(W_k·x_i + b_k) = (W_kᵀ·q)·x_i + q·b_k, head by head, whose last
@@ -103,7 +103,7 @@ def _first_token_context(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dr
 
     _, key_weight, value_weight = (by_head(weight) for weight in layer.query_key_value[0].chunk(3))
     value_bias = by_head(layer.query_key_value[1].chunk(3)[2])
-    query = _map(layer.maps["query"], hidden[:, 0]).view(batch, num_heads, -1).transpose(0, 1)
+    query = _map(layer.maps["query"], first).view(batch, num_heads, -1).transpose(0, 1)
     query = query / math.sqrt(query.shape[-1])
 
     scores = torch.bmm(torch.bmm(query, key_weight).transpose(0, 1), hidden.transpose(1, 2))
@@ -119,7 +119,8 @@ def _first_token_context(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dr
     context = context + weights.sum(dim=2).T[:, :, None] * value_bias.transpose(1, 2)
     value_lora = _low_rank(layer.maps["value"], hidden)
     if value_lora is not None:
-        mixed = torch.bmm(weights, value_lora.source).transpose(0, 1)
+        if value_lora.source is not hidden:
+            mixed = torch.bmm(weights, value_lora.source).transpose(0, 1)
         low = torch.matmul(mixed, value_lora.lora_A.T) * value_lora.scaling
         context = context + torch.bmm(low, by_head(value_lora.lora_B).transpose(1, 2))
     return context.transpose(0, 1).reshape(batch, 1, hidden_size)

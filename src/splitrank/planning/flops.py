@@ -160,5 +160,4 @@ def _first_token_attention(
         constant = constant + reading * (2 + below)
     if "value" in adapted:
         per_rank = per_rank + all_heads * (2 + mixed) + one_direction * 3
-        constant = constant + reading * (1 + weights + below)
     return constant, per_rank

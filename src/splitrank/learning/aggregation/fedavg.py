@@ -26,7 +26,7 @@ def fedavg(adapters: Sequence[Adapter], num_samples: Sequence[int]) -> Adapter:
     def mean(tensors: Sequence[Tensor]) -> Tensor:
         total = torch.zeros(tensors[0].shape, dtype=torch.float64)
         for weight, tensor in zip(weights, tensors, strict=True):
-            total += weight * tensor.double()
+            total.add_(tensor, alpha=weight)  # computes in total's float64
         return total.to(tensors[0].dtype)
 
     first = adapters[0]
