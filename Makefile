@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check bench format clean
 
 demo: .venv/ready
 	$(BIN)/splitrank run offline
@@ -24,6 +24,10 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(MAKE) test
 
+# All speed claims, some 15 minutes on two idle cores; SPLITRANK_SHARED as above. Flower is one of the rivals.
+bench: .venv/bench
+	$(BIN)/python -m benchmarks
+
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -35,6 +39,10 @@ format: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt hatchling editables
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt --no-build-isolation -e ".[offline,dev]"
+	@touch $@
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt --no-build-isolation -e ".[offline,flower,dev]"
 	@touch $@
 
 clean:

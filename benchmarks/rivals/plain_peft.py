@@ -10,9 +10,28 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+
+def load_peft(
+    location: str, num_labels: int, *, layers: Sequence[int], rank: int, **options: object
+) -> tuple[PreTrainedTokenizerBase, PeftModel]:
+    """A classifier with LoRA on query and value of some layers and a trained head; ``options`` go to the loader."""
+    logging.set_verbosity_error()  # the new head is meant to be new
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    model = AutoModelForSequenceClassification.from_pretrained(location, num_labels=num_labels, **options)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=["query", "value"],
+        layers_to_transform=list(layers),
+    )
+    return tokenizer, get_peft_model(model, config)
 
 
 def grouped_batches(lengths: np.ndarray, batch_size: int, draws: np.random.Generator) -> list[np.ndarray]:
@@ -44,16 +63,7 @@ def train_centralised(
     """Train LoRA on query and value, and the head, on all texts at once; return the test accuracy."""
     torch.manual_seed(seed)
     draws = np.random.default_rng(seed)
-    tokenizer = AutoTokenizer.from_pretrained(location)
-    model = AutoModelForSequenceClassification.from_pretrained(location, num_labels=int(train_labels.max()) + 1)
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=["query", "value"],
-        layers_to_transform=list(layers),
-    )
-    model = get_peft_model(model, config)
+    tokenizer, model = load_peft(location, int(train_labels.max()) + 1, layers=layers, rank=rank)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=learning_rate)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:

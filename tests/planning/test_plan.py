@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitrank.planning.plan import OPTIMAL_SOLVERS, Plan, make_plan, plan_json
-from splitrank.planning.problem import Problem, binding, energy_j, feasible, frequency_range_hz, latency_s
+from splitrank.planning.problem import UNITS, Problem, binding, energy_j, feasible, frequency_range_hz, latency_s
 from splitrank.planning.solvers.exact import exact
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
 from splitrank.planning.workload import Workload
@@ -70,7 +70,7 @@ def test_every_plan_keeps_to_the_budgets(method: Any, policy: Any, seed: int, ma
     drawn_hz = draw_frequency_hz(problem, seed, 1) if method == "random-frequency" else None
     plan = make_plan(problem, method=method, frequency_policy=policy, rank=rank, sit_out=True, frequency_hz=drawn_hz)
     np.testing.assert_array_equal(plan.participants, plan.max_rank >= (rank or 1))
-    assert [blocked is None for blocked in plan.shortfalls] == list(plan.participants)
+    np.testing.assert_array_equal(plan.shortfalls.constraint == "", plan.participants)
     if plan.status == "infeasible":
         assert plan.rank == 0
         assert not np.any(plan.participants)
@@ -153,14 +153,13 @@ def test_fixed_rank_plans_frequencies_only() -> None:
     assert (plan.status, plan.rank) == ("optimal", 20)
     np.testing.assert_array_equal(plan.participants, [True, False])
     assert plan.frequency_hz[0] == pytest.approx(20e9 / (1000 - 20))
-    blocked = plan.shortfalls[1]
-    assert blocked is not None
-    assert (blocked.constraint, blocked.unit) == ("frequency", "Hz")
-    assert blocked.needed == pytest.approx(20e9 / (1000 - 20))
-    assert blocked.available == 1e7
+    np.testing.assert_array_equal(plan.shortfalls.constraint, ["", "frequency"])
+    np.testing.assert_allclose(plan.shortfalls.needed, [np.nan, 20e9 / (1000 - 20)])
+    np.testing.assert_array_equal(plan.shortfalls.available, [np.nan, 1e7])
     above_cap = make_plan(problem, method="exact", frequency_policy="least-energy", rank=51)
-    assert above_cap.shortfalls[0] is not None
-    assert (above_cap.shortfalls[0].constraint, above_cap.shortfalls[0].available) == ("rank-cap", 50)
+    assert set(above_cap.shortfalls.constraint) == {"rank-cap"}
+    np.testing.assert_array_equal(above_cap.shortfalls.needed, [51, 51])
+    np.testing.assert_array_equal(above_cap.shortfalls.available, [50, 50])
 
 
 BOUND_BY = {
@@ -222,12 +221,11 @@ def test_shortfall_names_what_is_missing(
     problem = roomy(**changes)
     plan = make_plan(problem, method="exact", frequency_policy="least-energy")
     assert plan.status == "infeasible"
-    blocked = plan.shortfalls[0]
-    assert blocked is not None
-    assert plan.binding[0] == blocked.constraint == constraint
-    assert blocked.needed == pytest.approx(needed)
-    assert blocked.available == pytest.approx(available)
-    assert blocked.unit == unit
+    blocked = plan.shortfalls
+    assert plan.binding[0] == blocked.constraint[0] == constraint
+    assert blocked.needed[0] == pytest.approx(needed)
+    assert blocked.available[0] == pytest.approx(available)
+    assert UNITS[constraint] == unit
 
 
 @given(seeds)
@@ -241,11 +239,10 @@ def test_a_shortfall_is_short(seed: int) -> None:
             frequency_policy="least-energy",
             frequency_hz=drawn_hz,
         )
-        for i, blocked in enumerate(plan.shortfalls):
-            assert (blocked is None) == (plan.max_rank[i] > 0)
-            if blocked is not None:
-                assert blocked.needed >= blocked.available * (1 - 1e-12)
-                assert blocked.constraint == plan.binding[i]
+        unable, blocked = plan.max_rank == 0, plan.shortfalls
+        np.testing.assert_array_equal(blocked.constraint, np.where(unable, plan.binding, ""))
+        assert np.all(blocked.needed[unable] >= blocked.available[unable] * (1 - 1e-12))
+        assert np.all(np.isnan(blocked.needed[~unable]) & np.isnan(blocked.available[~unable]))
 
 
 def test_json_of_a_plan() -> None:

@@ -10,18 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitrank.planning.problem import (
+    UNITS,
     BoolArray,
     FloatArray,
     IntArray,
     Problem,
-    Shortfall,
+    Shortfalls,
     binding,
     compute_s,
     downlink_s,
     energy_j,
     frequency_range_hz,
     latency_s,
-    shortfall,
+    shortfalls,
     uplink_s,
 )
 from splitrank.planning.solvers.bisection import bisection
@@ -54,7 +55,7 @@ class Plan:
         latency_s: T [s].
         energy_j: E [J].
         binding: what blocks ``max_rank`` + 1, for every client.
-        shortfalls: what blocks a client that cannot take part, None for the others.
+        shortfalls: what blocks each client that cannot take part, and by how much.
     """
 
     status: Literal["optimal", "feasible", "infeasible"]
@@ -71,7 +72,7 @@ class Plan:
     latency_s: FloatArray
     energy_j: FloatArray
     binding: NDArray[np.str_]
-    shortfalls: tuple[Shortfall | None, ...]
+    shortfalls: Shortfalls
 
 
 def make_plan(
@@ -137,7 +138,7 @@ def make_plan(
         latency_s=latency_s(problem, common_rank, chosen_hz),
         energy_j=energy_j(problem, common_rank, chosen_hz),
         binding=binding(problem, max_rank, frequency_hz),
-        shortfalls=shortfall(problem, wanted_rank, able, frequency_hz),
+        shortfalls=shortfalls(problem, wanted_rank, able, frequency_hz),
     )
 
 
@@ -167,13 +168,13 @@ def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
             "energy_j": number(plan.energy_j[i]),
             "binding": str(plan.binding[i]),
         }
-        blocked = plan.shortfalls[i]
-        if blocked is not None:
+        constraint = str(plan.shortfalls.constraint[i])
+        if constraint:
             client["shortfall"] = {
-                "constraint": blocked.constraint,
-                "needed": number(blocked.needed),
-                "available": number(blocked.available),
-                "unit": blocked.unit,
+                "constraint": constraint,
+                "needed": number(plan.shortfalls.needed[i]),
+                "available": number(plan.shortfalls.available[i]),
+                "unit": UNITS[constraint],
             }
         clients.append(client)
     return {"status": plan.status, "method": plan.method, "rank": plan.rank, "clients": clients}

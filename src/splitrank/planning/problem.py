@@ -215,19 +215,18 @@ def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | Non
     Returns:
         words, shape (I,).
     """
-    return _blocking(problem, max_rank + 1, frequency_hz)
+    blocked_by = _blocked_by(problem, max_rank + 1, frequency_hz)
+    return np.select(blocked_by, ["rank-cap", "latency", "energy"], default="frequency")
 
 
-def _blocking(problem: Problem, rank: IntArray, frequency_hz: FloatArray | None) -> NDArray[np.str_]:
-    """What rules out a rank that is known not to fit; see `binding`."""
+def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | None) -> list[BoolArray]:
+    """Whether cap, airtime or energy rules out a rank that is known not to fit, the first that does; see `binding`."""
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = left_for_compute(problem, rank)
     # f_en < f_max says it all: where f_lat <= f_max, a rank that does not fit has f_en < f_lat, hence f_en < f_max.
     costly = spare_j < problem.capacitance * cycles * ceiling_hz**2
-    return np.select(
-        [rank > problem.rank_cap, spare_s <= 0, costly], ["rank-cap", "latency", "energy"], default="frequency"
-    )
+    return [rank > problem.rank_cap, spare_s <= 0, costly]
 
 
 def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray:
@@ -235,19 +234,26 @@ def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray
     return problem.max_frequency_hz if frequency_hz is None else np.fmin(frequency_hz, problem.max_frequency_hz)
 
 
+UNITS = {"rank-cap": "rank", "latency": "s", "energy": "J", "frequency": "Hz"}
+"""What each constraint is measured in."""
+
+
 @dataclass(frozen=True)
-class Shortfall:
-    """Why a client cannot take part: it needs more of something than it has."""
+class Shortfalls:
+    """Why clients cannot take part: each needs more of something than it has. Arrays of shape (I,).
 
-    constraint: str
-    needed: float
-    available: float
-    unit: str
+    Attributes:
+        constraint: a key of `UNITS`, ``""`` for a client that is able.
+        needed: how much the client needs, infinite at rate 0, NaN if able.
+        available: how much it has, NaN if able.
+    """
+
+    constraint: NDArray[np.str_]
+    needed: FloatArray
+    available: FloatArray
 
 
-def shortfall(
-    problem: Problem, rank: int, able: BoolArray, frequency_hz: FloatArray | None = None
-) -> tuple[Shortfall | None, ...]:
+def shortfalls(problem: Problem, rank: int, able: BoolArray, frequency_hz: FloatArray | None = None) -> Shortfalls:
     """What blocks a rank, and by how much, for each client that cannot do it.
 
     ``"latency"``: airtime against the deadline [s]; ``"energy"``: all the energy of the round at f_lat, or at f_max
@@ -259,27 +265,21 @@ def shortfall(
         able: clients that can do it, shape (I,).
         frequency_hz: the frequency, if it was given rather than planned; energy is then that of the given frequency
             and f_lat is set against it.
-
-    Returns:
-        one entry per client, None where it is able; ``needed`` is infinite at rate 0.
     """
-    result: list[Shortfall | None] = [None] * problem.num_clients
-    unable = np.flatnonzero(~able)
-    if len(unable) == 0:
-        return tuple(result)
+    if np.all(able):
+        nothing = np.full(problem.num_clients, np.nan)
+        return Shortfalls(np.full(problem.num_clients, ""), nothing, nothing)
     ranks = np.full(problem.num_clients, rank)
     low_hz, _ = frequency_range_hz(problem, ranks)
     used_hz = low_hz if frequency_hz is None else np.where(np.isnan(frequency_hz), low_hz, frequency_hz)
-    radio_s = uplink_s(problem, ranks) + downlink_s(problem, ranks)
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
+    airtime_s = uplink_s(problem, ranks) + downlink_s(problem, ranks)
     needed_j = energy_j(problem, ranks, np.fmin(used_hz, ceiling_hz))
-    constraints = _blocking(problem, ranks, frequency_hz)
-    for i in unable:
-        needed, available, unit = {
-            "rank-cap": (rank, problem.rank_cap[i], "rank"),
-            "latency": (radio_s[i], problem.deadline_s, "s"),
-            "energy": (needed_j[i], problem.energy_j[i], "J"),
-            "frequency": (low_hz[i], ceiling_hz[i], "Hz"),
-        }[str(constraints[i])]
-        result[i] = Shortfall(str(constraints[i]), float(needed), float(available), unit)
-    return tuple(result)
+    kinds = [able, *_blocked_by(problem, ranks, frequency_hz)]
+    return Shortfalls(
+        constraint=np.select(kinds, ["", "rank-cap", "latency", "energy"], default="frequency"),
+        needed=np.select(kinds, [np.nan, ranks, airtime_s, needed_j], default=low_hz),
+        available=np.select(
+            kinds, [np.nan, problem.rank_cap, problem.deadline_s, problem.energy_j], default=ceiling_hz
+        ),
+    )

@@ -1,0 +1,109 @@
+"""Start the simulation in a process of its own and wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# No reports home, no look for a newer version, no installation of packages when an app starts.
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a simulation did.
+
+    Attributes:
+        accuracies: share of the test texts classified rightly after each round.
+        process_s: from starting the process to its end.
+        import_s: of these, importing Flower, PyTorch, Transformers and PEFT in that process. Ray's actors import
+            them once more; that is not counted here.
+    """
+
+    accuracies: list[float]
+    process_s: float
+    import_s: float
+
+
+def simulate(
+    location: str,
+    client_texts: Sequence[Sequence[str]],
+    client_labels: Sequence[np.ndarray],
+    test_texts: Sequence[str],
+    test_labels: np.ndarray,
+    *,
+    layers: Sequence[int],
+    rank: int,
+    learning_rate: float,
+    batch_size: int,
+    rounds: int,
+    max_length: int,
+    seed: int,
+    style: str,
+    threads: int,
+) -> Simulation:
+    """Train as ``federated_peft.train_federated`` does, on ``threads`` cores, with Flower between server and clients.
+
+    Raises:
+        RuntimeError: the process failed; the message ends with what it printed last.
+    """
+    clients = [
+        {"texts": list(texts), "labels": labels.tolist()}
+        for texts, labels in zip(client_texts, client_labels, strict=True)
+    ]
+    task = {
+        "location": location,
+        "num_labels": max(int(labels.max()) for labels in client_labels) + 1,
+        "clients": clients,
+        "test": {"texts": list(test_texts), "labels": test_labels.tolist()},
+        "layers": list(layers),
+        "rank": rank,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "max_length": max_length,
+        "seed": seed,
+        "style": style,
+        "threads": threads,
+    }
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        (folder / "task.json").write_text(json.dumps(task))
+        folders = {"FLWR_HOME": str(folder / "flwr"), "RAY_TMPDIR": str(folder)}
+        command = [sys.executable, "-m", f"{__package__}.simulate", folder / "task.json", folder / "result.json"]
+        with (folder / "log.txt").open("w+") as log:
+            started_s = time.perf_counter()
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **SWITCHES, **folders},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait()
+            finally:
+                with suppress(ProcessLookupError):  # whatever is left of it, if it was broken off
+                    os.killpg(process.pid, signal.SIGKILL)
+            process_s = time.perf_counter() - started_s
+            if process.returncode != 0:
+                log.seek(0)
+                raise RuntimeError(f"the simulation ended with {process.returncode}: {log.read()[-3000:]}")
+        result = json.loads((folder / "result.json").read_text())
+    return Simulation(result["accuracies"], process_s, result["import_s"])
