@@ -80,7 +80,7 @@ def test_new_directions_are_drawn_for_their_round(tiny_config):
 def test_records(tiny_config, tmp_path):
     records = run_all(tiny_config, tmp_path / "run")
     assert [record.round for record in records] == [0, 1, 2, 3, 4]
-    assert records[-1].accuracy > records[0].accuracy + 0.2
+    assert records[-1].accuracy > records[0].accuracy + 0.15
     written = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     assert written == [json.loads(record.to_json()) for record in records]
     assert written[0]["rank"] == 0

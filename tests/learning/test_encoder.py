@@ -12,7 +12,7 @@ from torch.nn import functional
 from splitrank import streams
 from splitrank.errors import ConfigError, InputError
 from splitrank.learning.adapters import lora
-from splitrank.learning.encoder import Encoder, load_encoder, pad
+from splitrank.learning.encoder import Encoder, load_encoder
 from splitrank.learning.trunk import trunk_outputs
 from splitrank.placement import MAPS
 from tests.conftest import TINY_FAMILIES
@@ -48,19 +48,18 @@ def assert_same_as_hugging_face(encoder: Encoder, ids: list[list[int]], maps: tu
     assert any("lora_A" in name for name in named)
     assert any("classifier" in name for name in named)
 
-    padded, mask = pad(ids, encoder.tokenizer.pad_token_id)
-    assert not mask.all()
+    batch = encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     labels = torch.arange(len(ids)) % 4
-    expected = peft_model(input_ids=padded, attention_mask=mask.long()).logits
+    expected = peft_model(**batch).logits
     functional.cross_entropy(expected, labels).backward()
     expected_gradients = gradients(named)
 
     cached = trunk_outputs(encoder, ids, limit_bytes=10**9, what="texts")
-    cached_hidden, cached_mask = cached.read(range(len(ids)))
+    cached_hidden, lengths = cached.read(range(len(ids)))
     cached.close()
-    for hidden, seen_mask in ((encoder.trunk(padded, mask), mask), (cached_hidden, cached_mask)):
+    for hidden in (encoder.trunk(ids), cached_hidden):
         peft_model.zero_grad()
-        logits = encoder.logits(hidden, seen_mask)
+        logits = encoder.logits(hidden, lengths)
         functional.cross_entropy(logits, labels).backward()
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
         for name, gradient in gradients(named).items():
@@ -102,6 +101,12 @@ def test_dropout_before_adapters_equals_hugging_face(maps, place, tiny_model, mo
     assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9]), maps)
 
 
+@pytest.mark.parametrize("lengths", [[16] * 4, [9] * 3, [9], [32, 31, 3, 30, 32], [2, 31]])
+def test_batches_with_and_without_padding(lengths, tiny_model):
+    """Packed rows that are the padded batch itself, rows with filling, one text alone."""
+    assert_same_as_hugging_face(load(tiny_model("roberta")), random_ids(64, lengths), MAPS)
+
+
 def test_gaps_between_trained_layers(tiny_model):
     encoder = load(tiny_model("roberta"), [1, 4])
     assert encoder.cut_layer == 1
@@ -117,12 +122,12 @@ def test_minilm_equals_hugging_face(place):
 
 
 def test_dropout_is_off_unless_asked_for(tiny_model):
-    ids, mask = pad(random_ids(64, [9, 12]), 0)
+    ids, lengths = random_ids(64, [9, 12]), torch.tensor([9, 12])
     for dropout, repeats in ((0.0, True), (0.3, False)):
         encoder = load(tiny_model("bert"), dropout=dropout)
-        hidden = encoder.trunk(ids, mask)
+        hidden = encoder.trunk(ids)
         encoder.model.train()
-        first, second = encoder.logits(hidden, mask), encoder.logits(hidden, mask)
+        first, second = encoder.logits(hidden, lengths), encoder.logits(hidden, lengths)
         assert torch.equal(first, second) is repeats
 
 
@@ -145,16 +150,16 @@ def test_the_trunk_keeps_its_precision_where_norms_do_not(tiny_model, monkeypatc
     encoder = load(tiny_model("roberta"), precision=torch.bfloat16)
     plain = functional.layer_norm
     monkeypatch.setattr(functional, "layer_norm", lambda x, *rest: plain(x.float(), *rest))
-    hidden = encoder.trunk(*pad(random_ids(64, [9, 12]), 0))
+    hidden = encoder.trunk(random_ids(64, [9, 12]))
     assert hidden.dtype == torch.bfloat16
 
 
 def test_half_precision_stays_close(tiny_model):
-    ids, mask = pad(random_ids(64, [9, 12, 20]), 0)
+    ids, lengths = random_ids(64, [9, 12, 20]), torch.tensor([9, 12, 20])
     exact, half = load(tiny_model("roberta")), load(tiny_model("roberta"), precision=torch.bfloat16)
-    hidden = half.trunk(ids, mask)
+    hidden = half.trunk(ids)
     assert hidden.dtype == torch.bfloat16
-    difference = half.logits(hidden, mask) - exact.logits(exact.trunk(ids, mask), mask)
+    difference = half.logits(hidden, lengths) - exact.logits(exact.trunk(ids), lengths)
     assert difference.abs().max() < 0.1
 
 

@@ -141,8 +141,8 @@ def train(
         torch.manual_seed(streams.integer(seed, "dropout", round, client))
         description = f"round {round}, client {client}"
         for step, batch in enumerate(track(batches, description, total=len(batches)), (round - 1) * len(batches)):
-            hidden, mask = texts.read(batch)
-            logits = encoder.logits(hidden.to(device), mask.to(device))
+            hidden, lengths = texts.read(batch)
+            logits = encoder.logits(hidden.to(device), lengths.to(device))
             loss = functional.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -151,9 +151,8 @@ def train(
                 group["lr"] = training.learning_rate * learning_rate_factor(training.schedule, step, num_steps)
             optimizer.step()
             loss_sum += loss.detach().double() * len(batch)
-    encoder.model.eval()
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
-    if not math.isfinite(train_loss) or not all(bool(parameter.isfinite().all()) for parameter in parameters):
+    if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(parameters))):
         raise RunError(
             f"The loss and weights of client {client} in round {round} must be finite, got a loss of {train_loss}; "
             f"try a train.learning_rate below {training.learning_rate:g}"
@@ -174,8 +173,8 @@ def predict_logits(encoder: Encoder, texts: TrunkOutputs, rows: NDArray[np.int64
     scores = np.zeros((len(rows), encoder.model.config.num_labels), dtype=np.float32)
     batches = list(length_batches(texts.lengths[rows], BATCH_TOKENS))
     for batch in track(batches, what, total=len(batches)):
-        hidden, mask = texts.read(rows[batch])
-        scores[batch] = encoder.logits(hidden.to(device), mask.to(device)).cpu().numpy()
+        hidden, lengths = texts.read(rows[batch])
+        scores[batch] = encoder.logits(hidden.to(device), lengths.to(device)).cpu().numpy()
     return scores
 
 

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from splitrank import placement, streams
 from splitrank.errors import ConfigError, InputError
 from splitrank.learning.families import FAMILIES, Family
-from splitrank.learning.layer import Dropout, Layer, run_layer
+from splitrank.learning.layer import Dropout, Layer, Layout, lay_out, run_layer
 from splitrank.learning.minilm import minilm_folder
 
 OFFLINE_MODEL = "minilm"
@@ -116,52 +116,56 @@ class Encoder:
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=self.precision)
 
-    def trunk(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+    def trunk(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Output of the frozen trunk, the input of layer ``cut_layer``.
 
         Args:
-            token_ids: shape (batch, tokens), padded with the tokenizer's pad id.
-            mask: bool, same shape, true where a token is real.
+            token_ids: of each text, unpadded.
 
         Returns:
-            hidden states in ``precision``, shape (batch, tokens, hidden_size); rows of padding are meaningless.
+            hidden states in ``precision``, text after text, shape (num_rows, hidden_size); rows after the last token
+            are meaningless.
         """
+        padded, lengths = _pad(token_ids, self.tokenizer.pad_token_id)
+        layout = lay_out(lengths.to(self.model.device))
         with torch.no_grad(), self._compute():
             embeddings = _part(self.model, self.family.embeddings)
-            hidden: Tensor = embeddings(input_ids=token_ids).to(self.precision)
-            bias = self._attention_bias(hidden, mask)
+            grid: Tensor = embeddings(input_ids=padded.to(self.model.device)).to(self.precision)
+            hidden = grid.flatten(0, 1).index_select(0, layout.row_to_grid)
+            bias = self._attention_bias(layout)
             for layer in self._layers(range(self.cut_layer)):
-                hidden = run_layer(layer, hidden, bias, Dropout(0.0, 0.0), first_token_only=False)
+                hidden = run_layer(layer, hidden, layout, bias, Dropout(0.0, 0.0), first_token_only=False)
             # CUDA's autocast normalises in float32 and leaves it so; the processor's does not.
             return hidden.to(self.precision)
 
-    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Class scores from the trunk's output: the layers from the cut on, then the head.
 
         Args:
-            hidden: shape (batch, tokens, hidden_size), as :meth:`trunk` gives it.
-            mask: bool, shape (batch, tokens).
+            hidden: shape (num_rows, hidden_size), as :meth:`trunk` gives it.
+            lengths: tokens of each text, int64, shape (texts,).
 
         Returns:
-            float32 logits, shape (batch, num_labels).
+            float32 logits, shape (texts, num_labels).
         """
+        layout = lay_out(lengths)
         with self._compute():
-            bias = self._attention_bias(hidden, mask)
+            bias = self._attention_bias(layout)
             for index, layer in enumerate(self._layers(range(self.cut_layer, self.num_layers)), self.cut_layer):
                 is_last = index == self.num_layers - 1
-                hidden = run_layer(layer, hidden, bias, self._dropout(), first_token_only=is_last)
-            return self.family.head(self.model, hidden[:, 0]).float()
+                hidden = run_layer(layer, hidden, layout, bias, self._dropout(), first_token_only=is_last)
+            return self.family.head(self.model, hidden).float()
 
-    def _attention_bias(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def _attention_bias(self, layout: Layout) -> Tensor:
         """What is added to attention scores: minus infinity (nearly) at padding, plus MPNet's relative positions.
 
-        Shape (batch, 1 or heads, 1 or tokens, tokens).
+        Shape (texts, 1 or heads, 1 or longest, longest).
         """
-        lowest = torch.finfo(self.precision).min
-        bias = torch.zeros(mask.shape, dtype=self.precision, device=hidden.device).masked_fill(~mask, lowest)
+        mask, lowest = layout.mask, torch.finfo(self.precision).min
+        bias = torch.zeros(mask.shape, dtype=self.precision, device=mask.device).masked_fill(~mask, lowest)
         bias = bias[:, None, None]
-        if self.family.position_bias:
-            bias = bias + _part(self.model, self.family.position_bias)(hidden).to(self.precision)
+        if self.family.position_bias:  # asks its argument for nothing but (texts, longest) and the device
+            bias = bias + _part(self.model, self.family.position_bias)(mask).to(self.precision)
         return bias
 
     def _layers(self, indices: range) -> Iterator[Layer]:
@@ -340,12 +344,8 @@ def tokenize(encoder: Encoder, texts: Sequence[str], max_length: int) -> list[li
     return token_ids
 
 
-def pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids of a batch as one tensor (batch, longest), and the bool mask of real tokens."""
-    longest = max(len(ids) for ids in token_ids)
-    padded = torch.full((len(token_ids), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(token_ids), longest), dtype=torch.bool)
-    for row, ids in enumerate(token_ids):
-        padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        mask[row, : len(ids)] = True
-    return padded, mask
+def _pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids of a batch as one tensor (texts, longest), and the lengths, shape (texts,)."""
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True, padding_value=pad_id)
+    return padded, lengths

@@ -1,8 +1,9 @@
 """One post-norm transformer layer on short texts, forward by hand, backward by autograd and one function of our own.
 
 Vaswani et al., "Attention is all you need", NeurIPS 2017; Hu et al., "LoRA: low-rank adaptation of large language
-models", ICLR 2022. Three things differ from the textbook's order of operations and none changes the result:
+models", ICLR 2022. Four things differ from the textbook's order of operations and none changes the result:
 
+* the tokens of a batch are packed, a row each and no row for padding, but in attention;
 * query, key and value are one product with one frozen matrix, and a map's LoRA is added to it in place;
 * attention is written out as batched products: at the lengths of short texts these beat PyTorch's fused CPU kernel,
   whose backward pass takes longer than the rest of the layer;
@@ -51,22 +52,72 @@ class Dropout:
     attention: float
 
 
-def run_layer(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dropout, *, first_token_only: bool) -> Tensor:
-    """The layer's output for all tokens or for the first.
+# Packed rows are filled up to a multiple of this: oneDNN compiles a product for every new number of rows.
+_ROW_BLOCK = 64
+
+
+def num_rows(lengths: Tensor) -> int:
+    """Rows of a packed batch: its tokens, and filling of any finite content that nobody reads.
+
+    Texts of different lengths get at least one row of filling.
+    """
+    needed = int(lengths.sum()) + bool((lengths != lengths[0]).any())
+    return -(-needed // _ROW_BLOCK) * _ROW_BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the tokens of a batch stand: text after text in packed rows, or in a grid of texts by positions.
+
+    Attributes:
+        mask: true where the grid has a token, shape (texts, longest).
+        num_tokens: tokens of the batch; rows from there on are filling.
+        grid_to_row: row of each place in the grid, that of the first filling row where there is no token.
+        row_to_grid: place in the grid of each row, 0 for filling rows.
+        first_rows: row of each text's first token.
+        is_grid: whether the rows are the grid, without filling and without padding.
+    """
+
+    mask: Tensor
+    num_tokens: int
+    grid_to_row: Tensor
+    row_to_grid: Tensor
+    first_rows: Tensor
+    is_grid: bool
+
+
+def lay_out(lengths: Tensor) -> Layout:
+    """The layout of texts of so many tokens each, int64, shape (texts,)."""
+    longest, ends = int(lengths.max()), lengths.cumsum(0)
+    num_tokens, first_rows = int(ends[-1]), ends - lengths
+    mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    rows = first_rows[:, None] + torch.arange(longest, device=lengths.device)
+    row_to_grid = torch.zeros(num_rows(lengths), dtype=torch.int64, device=lengths.device)
+    row_to_grid[:num_tokens] = mask.flatten().nonzero()[:, 0]
+    grid_to_row = torch.where(mask, rows, num_tokens).flatten()
+    return Layout(
+        mask, num_tokens, grid_to_row, row_to_grid, first_rows, len(row_to_grid) == mask.numel() == num_tokens
+    )
+
+
+def run_layer(
+    layer: Layer, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout, *, first_token_only: bool
+) -> Tensor:
+    """The layer's output for all tokens or for the first of each text.
 
     Args:
-        hidden: shape (batch, tokens, hidden_size).
-        bias: added to the attention scores, shape (batch, 1 or heads, 1 or tokens, tokens).
+        hidden: packed, shape (num_rows, hidden_size).
+        bias: added to the attention scores, shape (texts, 1 or heads, 1 or longest, longest).
 
     Returns:
-        shape (batch, tokens or 1, hidden_size).
+        shape (num_rows or texts, hidden_size).
     """
     if first_token_only:
-        read = hidden[:, :1]
-        context = _first_token_context(layer, read, hidden, bias[:, :, :1], dropout)
+        read = hidden.index_select(0, layout.first_rows)
+        context = _first_token_context(layer, read, hidden, layout, bias[:, :, :1], dropout)
     else:
         read = hidden
-        context = _context(layer, hidden, bias, dropout)
+        context = _context(layer, hidden, layout, bias, dropout)
     attended = functional.dropout(_map(layer.maps["attention_output"], context), dropout.hidden)
     attended = layer.attention_norm(attended + read)
     inner = layer.activation(_map(layer.maps["intermediate"], attended))
@@ -75,27 +126,31 @@ def run_layer(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dropout, *, f
     return normed
 
 
-def _context(layer: Layer, hidden: Tensor, bias: Tensor, dropout: Dropout) -> Tensor:
-    """What every token attends to, shape (batch, tokens, hidden_size)."""
-    batch, tokens, hidden_size = hidden.shape
+def _context(layer: Layer, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout) -> Tensor:
+    """What every token attends to, shape (num_rows, hidden_size)."""
+    texts, longest = layout.mask.shape
     modules = [layer.maps[name] for name in ("query", "key", "value")]
-    query, key, value = _maps(modules, hidden, *layer.query_key_value, num_heads=layer.num_heads)
-    bias = bias.expand(batch, layer.num_heads, -1, tokens).flatten(0, 1)
+    maps = _maps(modules, hidden, *layer.query_key_value)
+    query, key, value = (_split_heads(_to_grid(states, layout), layer.num_heads) for states in maps)
+    bias = bias.expand(texts, layer.num_heads, -1, longest).flatten(0, 1)
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=1.0 / math.sqrt(query.shape[-1]))
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     context = torch.bmm(functional.dropout(weights, dropout.attention), value)
-    return context.view(batch, layer.num_heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, hidden_size)
+    return _to_rows(context.view(texts, layer.num_heads, longest, -1).transpose(1, 2).flatten(2), layout)
 
 
-def _first_token_context(layer: Layer, first: Tensor, hidden: Tensor, bias: Tensor, dropout: Dropout) -> Tensor:
-    """What the first token attends to, shape (batch, 1, hidden_size).
+def _first_token_context(
+    layer: Layer, first: Tensor, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout
+) -> Tensor:
+    """What the first tokens attend to, shape (texts, hidden_size).
 
     With q = W_q·x_1 + b_q the score of token i is q·(W_k·x_i + b_k) = (W_kᵀ·q)·x_i + q·b_k, head by head, whose last
     term is the same for all tokens and so without effect on the softmax; and for attention weights w_i,
     Σ w_i·(W_v·x_i + b_v) = W_v·(Σ w_i·x_i) + b_v·Σ w_i. LoRA's factors go the same way, on the states after LoRA's
     own dropout.
     """
-    batch, _, hidden_size = hidden.shape
+    hidden = _to_grid(hidden, layout)
+    texts, _, hidden_size = hidden.shape
     num_heads = layer.num_heads
 
     def by_head(matrix: Tensor) -> Tensor:  # (hidden_size, n) → (heads, head_size, n)
@@ -103,7 +158,7 @@ def _first_token_context(layer: Layer, first: Tensor, hidden: Tensor, bias: Tens
 
     _, key_weight, value_weight = (by_head(weight) for weight in layer.query_key_value[0].chunk(3))
     value_bias = by_head(layer.query_key_value[1].chunk(3)[2])
-    query = _map(layer.maps["query"], first).view(batch, num_heads, -1).transpose(0, 1)
+    query = _map(layer.maps["query"], first).view(texts, num_heads, -1).transpose(0, 1)
     query = query / math.sqrt(query.shape[-1])
 
     scores = torch.bmm(torch.bmm(query, key_weight).transpose(0, 1), hidden.transpose(1, 2))
@@ -114,7 +169,7 @@ def _first_token_context(layer: Layer, first: Tensor, hidden: Tensor, bias: Tens
     weights = torch.softmax(scores + bias[:, :, 0], dim=-1).to(hidden.dtype)
     weights = functional.dropout(weights, dropout.attention)
 
-    mixed = torch.bmm(weights, hidden).transpose(0, 1)  # (heads, batch, hidden_size)
+    mixed = torch.bmm(weights, hidden).transpose(0, 1)  # (heads, texts, hidden_size)
     context = torch.bmm(mixed, value_weight.transpose(1, 2))
     context = context + weights.sum(dim=2).T[:, :, None] * value_bias.transpose(1, 2)
     value_lora = _low_rank(layer.maps["value"], hidden)
@@ -123,7 +178,7 @@ def _first_token_context(layer: Layer, first: Tensor, hidden: Tensor, bias: Tens
             mixed = torch.bmm(weights, value_lora.source).transpose(0, 1)
         low = torch.matmul(mixed, value_lora.lora_A.T) * value_lora.scaling
         context = context + torch.bmm(low, by_head(value_lora.lora_B).transpose(1, 2))
-    return context.transpose(0, 1).reshape(batch, 1, hidden_size)
+    return context.transpose(0, 1).reshape(texts, hidden_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,20 +208,18 @@ def _map(module: nn.Module, states: Tensor) -> Tensor:
     return mapped
 
 
-def _maps(
-    modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Tensor, num_heads: int | None = None
-) -> tuple[Tensor, ...]:
-    """Linear maps of the same states whose frozen matrices lie below each other in ``weight``.
+def _maps(modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Linear maps of the same states (rows, k) whose frozen matrices lie below each other in ``weight``.
 
     Returns:
-        for each map its output; with ``num_heads`` as (batch·heads, tokens, head_size).
+        each map's output, shape (rows, d), views of one tensor.
     """
     low_ranks = [_low_rank(module, states) for module in modules]
     scalings = [low_rank and low_rank.scaling for low_rank in low_ranks]
     factors = [
         part for low in low_ranks for part in ((low.source, low.lora_A, low.lora_B) if low else (None, None, None))
     ]
-    outputs: tuple[Tensor, ...] = cast(Any, _Maps).apply(states, weight, bias, num_heads, scalings, *factors)
+    outputs: tuple[Tensor, ...] = cast(Any, _Maps).apply(states, weight, bias, scalings, *factors)
     return outputs
 
 
@@ -178,85 +231,94 @@ class _Maps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        num_heads: int | None,
-        scalings: Sequence[float | None],
-        *factors: Any,
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, scalings: Sequence[float | None], *factors: Any
     ) -> tuple[Tensor, ...]:
-        rows = states.flatten(0, -2)
-        mapped = functional.linear(rows, weight, bias)
+        outputs = functional.linear(states, weight, bias).chunk(len(scalings), dim=1)
         saved: list[Any] = [weight]
-        parts = mapped.chunk(len(scalings), dim=1)
-        for index, (part, scaling) in enumerate(zip(parts, scalings, strict=True)):
+        for index, (output, scaling) in enumerate(zip(outputs, scalings, strict=True)):
             source, lora_A, lora_B = factors[3 * index : 3 * index + 3]
             low = None
             if scaling is not None:
-                low = source.flatten(0, -2) @ lora_A.T
-                part.addmm_(low, lora_B.T, alpha=scaling)
+                low = source @ lora_A.T
+                output.addmm_(low, lora_B.T, alpha=scaling)
             saved += [source, lora_A, lora_B, low]
         ctx.save_for_backward(*saved)
-        ctx.scalings, ctx.num_heads, ctx.shape = scalings, num_heads, states.shape
+        ctx.scalings = scalings
         ctx.shared_source = [factors[3 * index] is states for index in range(len(scalings))]
         ctx.set_materialize_grads(False)
-        outputs = tuple(_split_heads(part, states.shape, num_heads) for part in parts)
         if not ctx.needs_input_grad[0]:
             ctx.mark_non_differentiable(
                 *(output for output, scaling in zip(outputs, scalings, strict=True) if scaling is None)
             )
-        return outputs
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
-        merged = _merge_heads(gradients, ctx.shape, ctx.num_heads, weight)
         wants_states = ctx.needs_input_grad[0]
-        states_gradient: Any = merged @ weight if wants_states else None
+        states_gradient: Any = _beside(gradients) @ weight if wants_states else None
         factor_gradients: list[Tensor | None] = []
-        for index, (part, scaling) in enumerate(zip(merged.chunk(len(gradients), dim=1), ctx.scalings, strict=True)):
+        for index, (gradient, scaling) in enumerate(zip(gradients, ctx.scalings, strict=True)):
             source, lora_A, lora_B, low = saved[4 * index : 4 * index + 4]
-            if scaling is None:
+            if scaling is None or gradient is None:
                 factor_gradients += [None, None, None]
                 continue
-            low_gradient = (part @ lora_B).mul_(scaling)
+            low_gradient = (gradient @ lora_B).mul_(scaling)
             source_gradient = None
             if wants_states and ctx.shared_source[index]:
                 states_gradient.addmm_(low_gradient, lora_A)
             elif wants_states:
-                source_gradient = (low_gradient @ lora_A).view(ctx.shape)
-            factor_gradients += [
-                source_gradient,
-                low_gradient.T @ source.flatten(0, -2),
-                (part.T @ low).mul_(scaling),
-            ]
-        if states_gradient is not None:
-            states_gradient = states_gradient.view(ctx.shape)
-        return states_gradient, None, None, None, None, *factor_gradients
+                source_gradient = low_gradient @ lora_A
+            factor_gradients += [source_gradient, low_gradient.T @ source, (gradient.T @ low).mul_(scaling)]
+        return states_gradient, None, None, None, *factor_gradients
 
 
-def _split_heads(part: Tensor, shape: torch.Size, num_heads: int | None) -> Tensor:
-    if num_heads is None:
-        return part.view(*shape[:-1], -1)
-    batch, tokens, _ = shape
-    return part.view(batch, tokens, num_heads, -1).transpose(1, 2).reshape(batch * num_heads, tokens, -1)
+def _beside(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Gradients (rows, d) beside each other, zero where an output was not used."""
+    some = next(gradient for gradient in gradients if gradient is not None)
+    if len(gradients) == 1:
+        return some
+    return torch.cat([torch.zeros_like(some) if part is None else part for part in gradients], dim=1)
 
 
-def _merge_heads(
-    gradients: Sequence[Tensor | None], shape: torch.Size, num_heads: int | None, weight: Tensor
-) -> Tensor:
-    """Gradients of several maps beside each other, shape (rows, len(gradients)·d); what nobody asks for stays zero."""
-    if num_heads is None:
-        (gradient,) = gradients
-        assert gradient is not None
-        return gradient.flatten(0, -2)
-    batch, tokens, _ = shape
-    merged = torch.empty(batch * tokens, len(weight), dtype=weight.dtype, device=weight.device)
-    for part, gradient in zip(merged.chunk(len(gradients), dim=1), gradients, strict=True):
-        if gradient is None:
-            part.zero_()
-        else:
-            heads = gradient.view(batch, num_heads, tokens, -1)
-            part.view(batch, tokens, num_heads, -1).copy_(heads.transpose(1, 2))
-    return merged
+def _split_heads(grid: Tensor, num_heads: int) -> Tensor:
+    """(texts, longest, hidden_size) → (texts·heads, longest, head_size)."""
+    texts, longest, _ = grid.shape
+    return grid.view(texts, longest, num_heads, -1).transpose(1, 2).flatten(0, 1)
+
+
+def _to_grid(rows: Tensor, layout: Layout) -> Tensor:
+    """(num_rows, n) → (texts, longest, n), filling where there is no token."""
+    if not layout.is_grid:
+        rows = cast(Any, _Moved).apply(rows, layout.grid_to_row, layout.row_to_grid, layout.num_tokens)
+    return rows.view(*layout.mask.shape, -1)
+
+
+def _to_rows(grid: Tensor, layout: Layout) -> Tensor:
+    """(texts, longest, n) → (num_rows, n)."""
+    rows = grid.flatten(0, 1)
+    if not layout.is_grid:
+        rows = cast(Any, _Moved).apply(rows, layout.row_to_grid, layout.grid_to_row, None)
+    return rows
+
+
+class _Moved(torch.autograd.Function):
+    """Rows moved to other places, y_i = x_(there_i), and their gradients back.
+
+    The way back is a mere choice of rows too: what the loss does not depend on, filling and places without a token,
+    has a gradient of zero in the grid and among the rows, but for filling rows, whose gradient is set to zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, there: Tensor, back: Tensor, num_tokens: int | None) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.num_tokens = num_tokens
+        return states.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        moved = gradient.index_select(0, back)
+        if ctx.num_tokens is not None:
+            moved[ctx.num_tokens :] = 0.0
+        return moved, None, None, None

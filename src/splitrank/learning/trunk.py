@@ -30,14 +30,15 @@ from torch import Tensor
 
 from splitrank.errors import InputError
 from splitrank.files import folder_built_atomically, try_lock, wait_for_lock
-from splitrank.learning.encoder import Encoder, pad
+from splitrank.learning.encoder import Encoder
+from splitrank.learning.layer import num_rows
 from splitrank.progress import say, track
 
 BATCH_TOKENS = 8192
 """Padded tokens that are computed at a time, in the trunk and in evaluation [tokens]."""
 
 # Part of every key: to be raised when the layout of the file or what the encoder computes changes.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +67,20 @@ class TrunkOutputs:
         """Hidden states of some texts.
 
         Returns:
-            the states, padded with zeros, in the cache's precision, shape (len(rows), longest, hidden_size), and the
-            bool mask of real tokens, shape (len(rows), longest).
+            the states, text after text, in the cache's precision, shape (num_rows, hidden_size), zero after the last
+            token; and the tokens of each text, int64, shape (len(rows),).
         """
         lengths = self.lengths[rows]
-        longest = int(lengths.max())
-        hidden = torch.zeros((len(rows), longest, self._hidden_size), dtype=self._precision)
+        num_tokens = int(lengths.sum())
+        hidden = torch.empty((num_rows(torch.from_numpy(lengths)), self._hidden_size), dtype=self._precision)
+        hidden[num_tokens:] = 0.0
         as_bytes = hidden.view(torch.uint8).numpy()
-        for target, start, length in zip(as_bytes, self._starts[rows], lengths, strict=True):
-            wanted = target[:length]
+        ends = np.cumsum(lengths)
+        for place, start, length in zip(ends - lengths, self._starts[rows], lengths, strict=True):
+            wanted = as_bytes[place : place + length]
             if os.preadv(self._file.fileno(), [wanted.data], int(start) * wanted.shape[1]) != wanted.nbytes:
                 raise OSError(errno.EIO, "the trunk cache is shorter than its index", self._file.name)
-        return hidden, torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None])
+        return hidden, torch.from_numpy(lengths)
 
 
 def cache_folder() -> Path:
@@ -198,11 +201,11 @@ def _build(
     try:
         with folder_built_atomically(folder) as building, (building / "hidden_states.bin").open("wb") as file:
             for batch in track(batches, f"trunk output, {what}", total=len(batches)):
-                ids, mask = pad([texts[entry].tolist() for entry in batch], encoder.tokenizer.pad_token_id)
-                hidden = encoder.trunk(ids.to(encoder.model.device), mask.to(encoder.model.device)).cpu()
+                hidden = encoder.trunk([texts[entry].tolist() for entry in batch]).cpu()
                 assert hidden.dtype == encoder.precision
-                for states, entry in zip(hidden.view(torch.uint8).numpy(), batch, strict=True):
-                    part = states[: lengths[entry]]
+                ends = np.cumsum(lengths[batch])
+                for end, entry in zip(ends, batch, strict=True):
+                    part = hidden.view(torch.uint8).numpy()[end - lengths[entry] : end]
                     if os.pwrite(file.fileno(), part.data, int(starts[entry]) * row_bytes) != part.nbytes:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             about = {
