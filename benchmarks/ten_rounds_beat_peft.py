@@ -80,9 +80,9 @@ def rival_run(config: Config, style: str) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-rows", type=int, default=64, help="training texts of each client")
-    parser.add_argument("--test-rows", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; against `common` a third of it")
+    parser.add_argument("--train-rows", type=int, default=32, help="training texts of each client")
+    parser.add_argument("--test-rows", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=2, help="pairs of runs; against `common` a third of it")
     parser.add_argument("--rivals", nargs="+", choices=STYLES, default=["expert", "common"])
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -142,7 +142,7 @@ def train(
         description = f"round {round}, client {client}"
         for step, batch in enumerate(track(batches, description, total=len(batches)), (round - 1) * len(batches)):
             hidden, lengths = texts.read(batch)
-            logits = encoder.logits(hidden.to(device), lengths.to(device))
+            logits = encoder.logits(hidden.to(device), lengths)
             loss = functional.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -174,7 +174,7 @@ def predict_logits(encoder: Encoder, texts: TrunkOutputs, rows: NDArray[np.int64
     batches = list(length_batches(texts.lengths[rows], BATCH_TOKENS))
     for batch in track(batches, what, total=len(batches)):
         hidden, lengths = texts.read(rows[batch])
-        scores[batch] = encoder.logits(hidden.to(device), lengths.to(device)).cpu().numpy()
+        scores[batch] = encoder.logits(hidden.to(device), lengths).cpu().numpy()
     return scores
 
 

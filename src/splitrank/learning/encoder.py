@@ -127,7 +127,7 @@ class Encoder:
             are meaningless.
         """
         padded, lengths = _pad(token_ids, self.tokenizer.pad_token_id)
-        layout = lay_out(lengths.to(self.model.device))
+        layout = lay_out(lengths, self.model.device)
         with torch.no_grad(), self._compute():
             embeddings = _part(self.model, self.family.embeddings)
             grid: Tensor = embeddings(input_ids=padded.to(self.model.device)).to(self.precision)
@@ -143,12 +143,12 @@ class Encoder:
 
         Args:
             hidden: shape (num_rows, hidden_size), as :meth:`trunk` gives it.
-            lengths: tokens of each text, int64, shape (texts,).
+            lengths: tokens of each text, int64 on the host, shape (texts,).
 
         Returns:
             float32 logits, shape (texts, num_labels).
         """
-        layout = lay_out(lengths)
+        layout = lay_out(lengths, self.model.device)
         with self._compute():
             bias = self._attention_bias(layout)
             for index, layer in enumerate(self._layers(range(self.cut_layer, self.num_layers)), self.cut_layer):

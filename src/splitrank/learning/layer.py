@@ -86,17 +86,21 @@ class Layout:
     is_grid: bool
 
 
-def lay_out(lengths: Tensor) -> Layout:
-    """The layout of texts of so many tokens each, int64, shape (texts,)."""
+def lay_out(lengths: Tensor, device: torch.device) -> Layout:
+    """The layout of texts of so many tokens each, int64 on the host, shape (texts,); its tensors on ``device``."""
     longest, ends = int(lengths.max()), lengths.cumsum(0)
     num_tokens, first_rows = int(ends[-1]), ends - lengths
-    mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
-    rows = first_rows[:, None] + torch.arange(longest, device=lengths.device)
-    row_to_grid = torch.zeros(num_rows(lengths), dtype=torch.int64, device=lengths.device)
+    mask = torch.arange(longest) < lengths[:, None]
+    grid_to_row = torch.where(mask, first_rows[:, None] + torch.arange(longest), num_tokens).flatten()
+    row_to_grid = torch.zeros(num_rows(lengths), dtype=torch.int64)
     row_to_grid[:num_tokens] = mask.flatten().nonzero()[:, 0]
-    grid_to_row = torch.where(mask, rows, num_tokens).flatten()
     return Layout(
-        mask, num_tokens, grid_to_row, row_to_grid, first_rows, len(row_to_grid) == mask.numel() == num_tokens
+        mask=mask.to(device),
+        num_tokens=num_tokens,
+        grid_to_row=grid_to_row.to(device),
+        row_to_grid=row_to_grid.to(device),
+        first_rows=first_rows.to(device),
+        is_grid=len(row_to_grid) == mask.numel() == num_tokens,
     )
 
 
