@@ -101,8 +101,8 @@ def measure(folder: Path, targets: str, repeats: int) -> bool:
         str(folder), LAYERS, LABELS, precision=torch.bfloat16, device=torch.device("cpu"), max_length=TOKENS
     )
     draws = np.random.default_rng(0)
-    ids = draws.integers(1000, encoder.model.config.vocab_size, (STEPS * BATCH, TOKENS)).tolist()
-    outputs = trunk_outputs(encoder, ids, limit_bytes=1e9, what="random texts")
+    ids = draws.integers(1000, encoder.model.config.vocab_size, (STEPS * BATCH, TOKENS), dtype=np.int32)
+    outputs = trunk_outputs(encoder, list(ids), limit_bytes=1e9, what="random texts")
     step = Step(encoder, outputs, targets)
     with Products() as noted:
         step(1)

@@ -33,9 +33,9 @@ def test_an_epoch_takes_less_than_half_of_pefts():
     encoder = load_encoder(
         "minilm", "last:3", LABELS, precision=resolve_precision("auto", cpu), device=cpu, max_length=128
     )
-    ids = np.random.default_rng(0).integers(1000, 30_000, (96, 54)).tolist()
+    ids = np.random.default_rng(0).integers(1000, 30_000, (96, 54), dtype=np.int32)
     labels, rows = np.arange(len(ids)) % len(LABELS), np.arange(len(ids))
-    outputs = trunk_outputs(encoder, ids, limit_bytes=1e9, what="texts")
+    outputs = trunk_outputs(encoder, list(ids), limit_bytes=1e9, what="texts")
     peft_model = lora.attach(encoder, ("query", "value"), scaling=2.0, dropout=0.0)
     start = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
     adapter = lora.resize(start, 8, seed=0, round=1)
@@ -50,7 +50,7 @@ def test_an_epoch_takes_less_than_half_of_pefts():
         )
 
     def theirs() -> None:
-        rival.train_epoch(ids, labels, learning_rate=5e-4, batch_size=32, draws=draws)
+        rival.train_epoch(ids.tolist(), labels, learning_rate=5e-4, batch_size=32, draws=draws)
 
     pairs = alternate(ours, theirs, repeats=5)
     outputs.close()

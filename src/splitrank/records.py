@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -41,7 +41,7 @@ class RoundRecord:
 
     def to_json(self) -> str:
         """One line of JSON; numbers that are not finite become null."""
-        return json.dumps(finite(asdict(self)), ensure_ascii=False, allow_nan=False)
+        return json.dumps(finite(vars(self)), ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -26,9 +27,9 @@ def load(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
     return load_encoder(str(folder), trained_layers, LABELS, **{**defaults, **options})
 
 
-def random_ids(vocab_size: int, lengths: list[int]) -> list[list[int]]:
+def random_ids(vocab_size: int, lengths: list[int]) -> list[np.ndarray]:
     draws = streams.generator(3, "test-ids")
-    return [[2, *draws.integers(5, vocab_size, length - 2).tolist(), 3] for length in lengths]
+    return [np.array([2, *draws.integers(5, vocab_size, length - 2), 3], dtype=np.int32) for length in lengths]
 
 
 def gradients(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:

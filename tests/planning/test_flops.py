@@ -25,8 +25,9 @@ NUM_LABELS, BATCH, TOKENS, RANK = 3, 2, 5, 3
 
 @pytest.fixture(autouse=True)
 def no_filling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches are filled up to a round number of rows, which the mathematics does not need."""
+    """Batches are filled up to round numbers, which the mathematics does not need."""
     monkeypatch.setattr(layer, "_ROW_BLOCK", 1)
+    monkeypatch.setattr(layer, "_WIDTH_BLOCK", 1)
 
 
 @functools.cache
@@ -88,7 +89,7 @@ def test_trunk_equals_torch() -> None:
         precision=torch.float32, device=torch.device("cpu"), max_length=16,
     )  # fmt: skip
     with FlopCounterMode(display=False) as counter:
-        encoder.trunk([[5] * TOKENS] * BATCH)
+        encoder.trunk([np.full(TOKENS, 5, dtype=np.int32)] * BATCH)
     assert BATCH * per_sample(trunk_flops(SHAPE, 3)) == counter.get_total_flops()
 
 

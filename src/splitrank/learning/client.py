@@ -135,7 +135,8 @@ def train(
     num_steps = training.num_rounds * len(batches)
     device = peft_model.device
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    encoder.model.train()
+    if not encoder.model.training:  # switching visits every module
+        encoder.model.train()
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(streams.integer(seed, "dropout", round, client))

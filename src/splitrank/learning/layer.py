@@ -52,8 +52,9 @@ class Dropout:
     attention: float
 
 
-# Packed rows are filled up to a multiple of this: oneDNN compiles a product for every new number of rows.
-_ROW_BLOCK = 64
+# Packed rows and the grid's width are filled up to multiples of these: oneDNN compiles a product for every new shape,
+# which takes milliseconds and leaves code in memory.
+_ROW_BLOCK, _WIDTH_BLOCK = 64, 8
 
 
 def num_rows(lengths: Tensor) -> int:
@@ -70,7 +71,7 @@ class Layout:
     """Where the tokens of a batch stand: text after text in packed rows, or in a grid of texts by positions.
 
     Attributes:
-        mask: true where the grid has a token, shape (texts, longest).
+        mask: true where the grid has a token, shape (texts, width).
         num_tokens: tokens of the batch; rows from there on are filling.
         grid_to_row: row of each place in the grid, that of the first filling row where there is no token.
         row_to_grid: place in the grid of each row, 0 for filling rows.
@@ -88,10 +89,10 @@ class Layout:
 
 def lay_out(lengths: Tensor, device: torch.device) -> Layout:
     """The layout of texts of so many tokens each, int64 on the host, shape (texts,); its tensors on ``device``."""
-    longest, ends = int(lengths.max()), lengths.cumsum(0)
+    width, ends = -(-int(lengths.max()) // _WIDTH_BLOCK) * _WIDTH_BLOCK, lengths.cumsum(0)
     num_tokens, first_rows = int(ends[-1]), ends - lengths
-    mask = torch.arange(longest) < lengths[:, None]
-    grid_to_row = torch.where(mask, first_rows[:, None] + torch.arange(longest), num_tokens).flatten()
+    mask = torch.arange(width) < lengths[:, None]
+    grid_to_row = torch.where(mask, first_rows[:, None] + torch.arange(width), num_tokens).flatten()
     row_to_grid = torch.zeros(num_rows(lengths), dtype=torch.int64)
     row_to_grid[:num_tokens] = mask.flatten().nonzero()[:, 0]
     return Layout(
@@ -111,7 +112,7 @@ def run_layer(
 
     Args:
         hidden: packed, shape (num_rows, hidden_size).
-        bias: added to the attention scores, shape (texts, 1 or heads, 1 or longest, longest).
+        bias: added to the attention scores, shape (texts, 1 or heads, 1 or width, width).
 
     Returns:
         shape (num_rows or texts, hidden_size).
@@ -132,15 +133,15 @@ def run_layer(
 
 def _context(layer: Layer, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout) -> Tensor:
     """What every token attends to, shape (num_rows, hidden_size)."""
-    texts, longest = layout.mask.shape
+    texts, width = layout.mask.shape
     modules = [layer.maps[name] for name in ("query", "key", "value")]
     maps = _maps(modules, hidden, *layer.query_key_value)
     query, key, value = (_split_heads(_to_grid(states, layout), layer.num_heads) for states in maps)
-    bias = bias.expand(texts, layer.num_heads, -1, longest).flatten(0, 1)
+    bias = bias.expand(texts, layer.num_heads, -1, width).flatten(0, 1)
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=1.0 / math.sqrt(query.shape[-1]))
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     context = torch.bmm(functional.dropout(weights, dropout.attention), value)
-    return _to_rows(context.view(texts, layer.num_heads, longest, -1).transpose(1, 2).flatten(2), layout)
+    return _to_rows(context.view(texts, layer.num_heads, width, -1).transpose(1, 2).flatten(2), layout)
 
 
 def _first_token_context(
@@ -286,20 +287,20 @@ def _beside(gradients: Sequence[Tensor | None]) -> Tensor:
 
 
 def _split_heads(grid: Tensor, num_heads: int) -> Tensor:
-    """(texts, longest, hidden_size) → (texts·heads, longest, head_size)."""
-    texts, longest, _ = grid.shape
-    return grid.view(texts, longest, num_heads, -1).transpose(1, 2).flatten(0, 1)
+    """(texts, width, hidden_size) → (texts·heads, width, head_size)."""
+    texts, width, _ = grid.shape
+    return grid.view(texts, width, num_heads, -1).transpose(1, 2).flatten(0, 1)
 
 
 def _to_grid(rows: Tensor, layout: Layout) -> Tensor:
-    """(num_rows, n) → (texts, longest, n), filling where there is no token."""
+    """(num_rows, n) → (texts, width, n), filling where there is no token."""
     if not layout.is_grid:
         rows = cast(Any, _Moved).apply(rows, layout.grid_to_row, layout.row_to_grid, layout.num_tokens)
     return rows.view(*layout.mask.shape, -1)
 
 
 def _to_rows(grid: Tensor, layout: Layout) -> Tensor:
-    """(texts, longest, n) → (num_rows, n)."""
+    """(texts, width, n) → (num_rows, n)."""
     rows = grid.flatten(0, 1)
     if not layout.is_grid:
         rows = cast(Any, _Moved).apply(rows, layout.row_to_grid, layout.grid_to_row, None)

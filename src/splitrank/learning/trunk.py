@@ -38,7 +38,7 @@ BATCH_TOKENS = 8192
 """Padded tokens that are computed at a time, in the trunk and in evaluation [tokens]."""
 
 # Part of every key: to be raised when the layout of the file or what the encoder computes changes.
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
 
 
 def trunk_outputs(
-    encoder: Encoder, token_ids: Sequence[Sequence[int]], *, limit_bytes: float, what: str
+    encoder: Encoder, token_ids: Sequence[NDArray[np.int32]], *, limit_bytes: float, what: str
 ) -> TrunkOutputs:
     """Open the cached trunk output of these texts, computing it first where it is missing.
 
@@ -116,7 +116,7 @@ def trunk_outputs(
         InputError: the limit or the disk is too small.
     """
     distinct: dict[bytes, int] = {}
-    entries = np.array([distinct.setdefault(_ids_bytes(ids), len(distinct)) for ids in token_ids], dtype=np.int64)
+    entries = np.array([distinct.setdefault(ids.tobytes(), len(distinct)) for ids in token_ids], dtype=np.int64)
     texts = [np.frombuffer(ids, dtype=np.int32) for ids in distinct]
     entry_lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
     key = _key(encoder, distinct)
@@ -145,10 +145,6 @@ def trunk_outputs(
     return TrunkOutputs(
         entry_lengths[entries], built, starts[entries], encoder.hidden_size, encoder.precision, file, lock
     )
-
-
-def _ids_bytes(ids: Sequence[int]) -> bytes:
-    return np.asarray(ids, dtype=np.int32).tobytes()
 
 
 def _key(encoder: Encoder, texts: dict[bytes, int]) -> str:
@@ -201,7 +197,7 @@ def _build(
     try:
         with folder_built_atomically(folder) as building, (building / "hidden_states.bin").open("wb") as file:
             for batch in track(batches, f"trunk output, {what}", total=len(batches)):
-                hidden = encoder.trunk([texts[entry].tolist() for entry in batch]).cpu()
+                hidden = encoder.trunk([texts[entry] for entry in batch]).cpu()
                 assert hidden.dtype == encoder.precision
                 ends = np.cumsum(lengths[batch])
                 for end, entry in zip(ends, batch, strict=True):

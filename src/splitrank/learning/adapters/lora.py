@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,8 @@ def attach(encoder: Encoder, maps: Sequence[str], *, scaling: float, dropout: fl
     return peft_model.requires_grad_(False)
 
 
+# Looking through all modules takes longer than exchanging an adapter.
+@lru_cache(maxsize=1)
 def _lora_layers(peft_model: PeftModel) -> dict[str, LoraLayer]:
     model = peft_model.get_base_model()
     return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -99,6 +102,7 @@ def _factors(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
     return cast(nn.Linear, layer.lora_A[_NAME]), cast(nn.Linear, layer.lora_B[_NAME])
 
 
+@lru_cache(maxsize=1)
 def _head_parameters(peft_model: PeftModel) -> dict[str, nn.Parameter]:
     model = peft_model.get_base_model()
     return {
