@@ -6,8 +6,10 @@ gradients, AdamW. Against it stand the products that PyTorch sees in such a step
 a plain `torch.matmul` of its own into memory that is there already. That this list holds nothing but what the
 mathematics needs is asserted: its operations sum up to the count of `planning.flops`.
 
-On processors whose bf16 units outrun their memory (Intel's AMX) what is left between the products takes a larger share
-than on others. ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`` before the command switches AMX off.
+The claim is 75 % for adapters on query and value and 65 % for all six maps. Intel's AMX multiplies bf16 several times
+faster than the memory delivers what stands between the products (norms, softmax, activation, sums), whose share is then
+larger: there it is 50 %, and the script measures again in a process without AMX
+(``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16``), where the claim must hold as it is.
 
     .venv/bin/python -m benchmarks.trained_part_runs_near_matmul_speed
 """
@@ -15,7 +17,10 @@ than on others. ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`` before the command switc
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,6 +42,8 @@ from splitrank.placement import target_maps
 from splitrank.planning.flops import EncoderShape, training_flops
 
 LEAST = {"query-value": 0.75, "all-linear": 0.65}
+LEAST_WITH_AMX = {"query-value": 0.5, "all-linear": 0.5}
+WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 LAYERS, LABELS, RANK, BATCH, TOKENS, STEPS = (9, 10, 11), ["a", "b", "c", "d"], 8, 32, 64, 4
 TRAINING = Training(
     learning_rate=5e-4,
@@ -96,7 +103,7 @@ def products(sizes: Sequence[tuple[torch.Size, torch.Size]], dtype: torch.dtype)
     return multiply
 
 
-def measure(folder: Path, targets: str, repeats: int) -> bool:
+def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool) -> bool:
     encoder = load_encoder(
         str(folder), LAYERS, LABELS, precision=torch.bfloat16, device=torch.device("cpu"), max_length=TOKENS
     )
@@ -116,15 +123,18 @@ def measure(folder: Path, targets: str, repeats: int) -> bool:
     outputs.close()
     step_s, products_s = (statistics.median(taken) / STEPS for taken in (pairs.ours_s, pairs.theirs_s))
     shares = [theirs / ours for ours, theirs in zip(pairs.ours_s, pairs.theirs_s, strict=True)]
+    least = (LEAST_WITH_AMX if has_amx else LEAST)[targets]
+    kind = "with AMX" if has_amx else "without AMX"
     try:
         conclude(
-            f"trained_part_runs_near_matmul_speed_{targets}",
-            f"RoBERTa-base shape, last 3 layers, {targets}: a step's products take {statistics.median(shares):.0%} "
-            f"of its time ({min(shares):.0%} to {max(shares):.0%} over {repeats} pairs); step {step_s * 1e3:.0f} ms, "
+            f"trained_part_runs_near_matmul_speed_{targets}_{kind.replace(' ', '_')}",
+            f"RoBERTa-base shape, last 3 layers, {targets}, {kind}: a step's products take "
+            f"{statistics.median(shares):.0%} of its time ({min(shares):.0%} to {max(shares):.0%} over "
+            f"{repeats} pairs); step {step_s * 1e3:.0f} ms, "
             f"{BATCH / step_s:.0f} texts/s, {needed / BATCH / 1e9:.2f} GFLOP a text at "
             f"{needed / step_s / 1e9:.0f} GFLOP/s, the products alone at {needed / products_s / 1e9:.0f}",
-            statistics.median(shares) >= LEAST[targets],
-            least=LEAST[targets],
+            statistics.median(shares) >= least,
+            least=least,
             flops_per_text=needed / BATCH,
             **asdict(pairs),
         )
@@ -141,7 +151,11 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary, empty_cache():
         folder = roberta_base_shape(Path(temporary) / "encoder")
-        hold = [measure(folder, targets, arguments.repeats) for targets in LEAST]
+        has_amx = torch.cpu._is_amx_tile_supported() and not WITHOUT_AMX.keys() & os.environ.keys()
+        hold = [measure(folder, targets, arguments.repeats, has_amx=has_amx) for targets in LEAST]
+    if has_amx:
+        command = [sys.executable, "-m", "benchmarks.trained_part_runs_near_matmul_speed", "--repeats", "4"]
+        hold.append(subprocess.run(command, env={**os.environ, **WITHOUT_AMX}).returncode == 0)
     if not all(hold):
         raise SystemExit(1)
 

@@ -36,8 +36,8 @@ THREADS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--train-rows", type=int, default=16, help="training texts of each client")
-    parser.add_argument("--test-rows", type=int, default=48)
+    parser.add_argument("--train-rows", type=int, default=32, help="training texts of each client")
+    parser.add_argument("--test-rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--repeats", type=int, default=1, help="pairs of runs")
     arguments = parser.parse_args()
