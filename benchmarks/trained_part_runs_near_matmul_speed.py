@@ -103,7 +103,18 @@ def products(sizes: Sequence[tuple[torch.Size, torch.Size]], dtype: torch.dtype)
     return multiply
 
 
-def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool) -> bool:
+def show_profile(step: Step) -> None:
+    """Where a step's time goes, by operator."""
+    with torch.profiler.profile() as profile:
+        step()
+    operators = sorted(profile.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
+    total_us = sum(operator.self_cpu_time_total for operator in operators)
+    for operator in operators[:16]:
+        share = operator.self_cpu_time_total / total_us
+        print(f"{share:6.1%}  {operator.count / STEPS:4.0f} calls a step  {operator.key}", flush=True)
+
+
+def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool, profiled: bool) -> bool:
     encoder = load_encoder(
         str(folder), LAYERS, LABELS, precision=torch.bfloat16, device=torch.device("cpu"), max_length=TOKENS
     )
@@ -120,6 +131,8 @@ def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool) -> bool:
     needed = BATCH * float((constant + RANK * per_rank) @ [1, TOKENS, TOKENS**2])
     assert needed == sum(2 * left.numel() * right[-1] for left, right in noted.sizes)
     pairs = alternate(step, products(noted.sizes, encoder.precision), repeats=repeats, warm_up=3)
+    if profiled:
+        show_profile(step)
     outputs.close()
     step_s, products_s = (statistics.median(taken) / STEPS for taken in (pairs.ours_s, pairs.theirs_s))
     shares = [theirs / ours for ours, theirs in zip(pairs.ours_s, pairs.theirs_s, strict=True)]
@@ -146,13 +159,17 @@ def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--profile", action="store_true", help="show where a step's time goes")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary, empty_cache():
         folder = roberta_base_shape(Path(temporary) / "encoder")
         has_amx = torch.cpu._is_amx_tile_supported() and not WITHOUT_AMX.keys() & os.environ.keys()
-        hold = [measure(folder, targets, arguments.repeats, has_amx=has_amx) for targets in LEAST]
+        hold = [
+            measure(folder, targets, arguments.repeats, has_amx=has_amx, profiled=arguments.profile)
+            for targets in LEAST
+        ]
     if has_amx:
         command = [sys.executable, "-m", "benchmarks.trained_part_runs_near_matmul_speed", "--repeats", "4"]
         hold.append(subprocess.run(command, env={**os.environ, **WITHOUT_AMX}).returncode == 0)

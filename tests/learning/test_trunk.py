@@ -44,7 +44,7 @@ def test_reading_gives_what_was_computed(precision, tiny_model):
     expected = encoder.trunk([ids[row] for row in rows])
     assert hidden.dtype == precision
     assert lengths.tolist() == [9, 4, 31]
-    assert hidden.shape == expected.shape == (64, 32)
+    assert hidden.shape == expected.shape == (128, 32)
     torch.testing.assert_close(hidden[:44], expected[:44], rtol=2e-2, atol=2e-2 if precision != torch.float32 else 1e-5)
     assert not hidden[44:].any()
 
@@ -134,7 +134,7 @@ def test_what_is_in_use_stays(tiny_model):
     with pytest.raises(InputError, match="beside what is in use"):
         outputs(encoder, random_ids(64, [21]), limit_bytes=21 * 32 * 4 + 100)
     outputs(encoder, random_ids(64, [21]), limit_bytes=(20 + 21) * 32 * 4 + 500).close()
-    assert held.read([0])[0].shape == (64, 32)
+    assert held.read([0])[0].shape == (128, 32)
     held.close()
     freed, kept = clear_cache()
     assert freed > 0

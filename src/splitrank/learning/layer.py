@@ -54,7 +54,7 @@ class Dropout:
 
 # Packed rows and the grid's width are filled up to multiples of these: oneDNN compiles a product for every new shape,
 # which takes milliseconds and leaves code in memory.
-_ROW_BLOCK, _WIDTH_BLOCK = 64, 8
+_ROW_BLOCK, _WIDTH_BLOCK = 128, 16
 
 
 def num_rows(lengths: Tensor) -> int:

@@ -38,7 +38,7 @@ BATCH_TOKENS = 8192
 """Padded tokens that are computed at a time, in the trunk and in evaluation [tokens]."""
 
 # Part of every key: to be raised when the layout of the file or what the encoder computes changes.
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True, eq=False)
