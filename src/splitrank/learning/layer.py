@@ -6,7 +6,7 @@ models", ICLR 2022. Four things differ from the textbook's order of operations a
 * the tokens of a batch are packed, a row each and no row for padding, but in attention;
 * query, key and value are one product with one frozen matrix, and a map's LoRA is added to it in place;
 * attention is written out as batched products: at the lengths of short texts these beat PyTorch's fused CPU kernel,
-  whose backward pass takes longer than the rest of the layer;
+  backward above all;
 * where only the first token is read, its query goes through the key's matrix to the other tokens' states, and the
   mixture of these states through the value's matrix, so that no other token needs a key or a value.
 """

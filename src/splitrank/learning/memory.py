@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """Let the C library hand freed tensors' memory to the next tensors instead of back to the operating system.
 
     Training allocates and frees the same megabytes in every step. By default glibc maps and unmaps them each time, and
-    the kernel fills the pages with zeros again: a sixth of the time of a training step. Elsewhere than with glibc
-    this does nothing. The peak of memory stays what it was.
+    the kernel fills the pages with zeros again. Elsewhere than with glibc this does nothing. Blocks of many sizes may
+    leave gaps between them, so shapes are kept few; see `layer`.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
