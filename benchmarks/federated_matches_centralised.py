@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.rivals.plain_peft import train_centralised
-from splitrank import load_config, load_data, run
-from splitrank.learning.encoder import model_location
+from benchmarks.rivals.task import task_of
+from splitrank import load_config, run
 
 SETTINGS = [
     "adapter.rank=8",
@@ -48,24 +48,8 @@ def main() -> None:
             config = load_config(str(Path(temporary) / "run" / "config.toml"))
         federated.append(last.accuracy)
         between_s = time.perf_counter()
-        data = load_data(config)
-        centralised.append(
-            train_centralised(
-                model_location(config.model.name),
-                data.train_texts,
-                data.train_labels,
-                data.test_texts,
-                data.test_labels,
-                layers=(3, 4, 5),
-                rank=8,
-                learning_rate=config.train.learning_rate,
-                batch_size=config.train.batch_size,
-                epochs=config.federation.rounds,
-                max_length=config.model.max_length,
-                seed=seed,
-                bf16=config.model.precision == "bf16",
-            )
-        )
+        task = task_of(config, layers=(3, 4, 5))
+        centralised.append(train_centralised(task, bf16=config.model.precision == "bf16"))
         print(
             f"seed {seed}: federated {federated[-1]:.4f} in {between_s - started_s:.0f} s, "
             f"centralised {centralised[-1]:.4f} in {time.perf_counter() - between_s:.0f} s",

@@ -21,6 +21,22 @@ FREE_BUDGETS = ["budget.latency_s=1e6", "budget.energy_j=1e9"]
 """Budgets that bind nobody: the rank is fixed, the planner is not what is measured."""
 
 
+def settings_of_all(encoder: Path, rows: Path, *, clients: int, rounds: int, threads: int) -> list[str]:
+    """What splitrank and every rival train: LoRA of rank 8 on query and value, batches of 32."""
+    return [
+        f'model.name="{encoder}"',
+        "model.max_length=128",
+        "adapter.rank=8",
+        "adapter.target_modules=query-value",
+        f'data.path="{rows}"',
+        f"federation.num_clients={clients}",
+        f"federation.rounds={rounds}",
+        "train.batch_size=32",
+        f"run.threads={threads}",
+        *FREE_BUDGETS,
+    ]
+
+
 def agnews_rows(folder: Path, train_rows: int, test_rows: int) -> Path:
     """A folder with that many rows of AG News, drawn by seed 0, whatever seed a run then takes.
 

@@ -21,34 +21,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.materials import FREE_BUDGETS, agnews_rows, announced, empty_cache, roberta_base_shape
+from benchmarks.materials import agnews_rows, announced, empty_cache, roberta_base_shape, settings_of_all
 from benchmarks.measure import alternate, conclude
 from benchmarks.rivals.federated_peft import STYLES, train_federated
-from splitrank import Config, load_config, load_data, run
-from splitrank.learning.partition import partition_iid
+from benchmarks.rivals.task import task_of
+from splitrank import Config, load_config, run
 
 LEAST = {"expert": 4.0, "common": 12.0, "tuned": 3.0}
 ROUNDS = 10
 CLIENTS = 3
+LAYERS = (9, 10, 11)
 THREADS = 2
 
 
-def settings(encoder: Path, rows: Path, rounds: int = ROUNDS) -> Config:
-    return load_config(
-        "offline",
-        [
-            f'model.name="{encoder}"',
-            "model.max_length=128",
-            "adapter.rank=8",
-            "adapter.target_modules=query-value",
-            f'data.path="{rows}"',
-            f"federation.num_clients={CLIENTS}",
-            f"federation.rounds={rounds}",
-            "train.batch_size=32",
-            f"run.threads={THREADS}",
-            *FREE_BUDGETS,
-        ],
-    )
+def config_of(encoder: Path, rows: Path, rounds: int = ROUNDS) -> Config:
+    return load_config("offline", settings_of_all(encoder, rows, clients=CLIENTS, rounds=rounds, threads=THREADS))
 
 
 def splitrank_run(config: Config) -> list[float]:
@@ -59,23 +46,7 @@ def splitrank_run(config: Config) -> list[float]:
 
 def rival_run(config: Config, style: str) -> list[float]:
     """The same by hand; the accuracy after each round."""
-    data = load_data(config)
-    shares = partition_iid(data.train_labels, CLIENTS, config.run.seed)
-    return train_federated(
-        config.model.name,
-        [[data.train_texts[row] for row in share] for share in shares],
-        [data.train_labels[share] for share in shares],
-        data.test_texts,
-        data.test_labels,
-        layers=(9, 10, 11),
-        rank=8,
-        learning_rate=config.train.learning_rate,
-        batch_size=config.train.batch_size,
-        rounds=config.federation.rounds,
-        max_length=config.model.max_length,
-        seed=config.run.seed,
-        style=style,
-    )
+    return train_federated(task_of(config, LAYERS), style)
 
 
 def main() -> None:
@@ -89,14 +60,14 @@ def main() -> None:
     measured, sizes = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         encoder = roberta_base_shape(Path(temporary) / "encoder")
-        few = settings(encoder, agnews_rows(Path(temporary) / "few", 12, 4), rounds=1)
+        few = config_of(encoder, agnews_rows(Path(temporary) / "few", 12, 4), rounds=1)
         splitrank_run(few)
         for style in arguments.rivals:
             rival_run(few, style)
             part = 2 if style == "common" else 1
             train_rows, repeats = arguments.train_rows // part, -(-arguments.repeats // part)
             rows = agnews_rows(Path(temporary) / style, CLIENTS * train_rows, arguments.test_rows)
-            config = settings(encoder, rows)
+            config = config_of(encoder, rows)
             sizes[style] = train_rows
             measured[style] = alternate(
                 announced("splitrank", lambda config=config: splitrank_run(config)),

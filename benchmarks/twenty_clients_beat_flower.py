@@ -21,16 +21,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.materials import FREE_BUDGETS, agnews_rows, announced, empty_cache, roberta_base_shape
+from benchmarks.materials import agnews_rows, announced, empty_cache, roberta_base_shape, settings_of_all
 from benchmarks.measure import Paired, alternate, conclude
 from benchmarks.one_run import in_own_process
 from benchmarks.rivals.flower_peft.process import simulate
-from splitrank import load_config, load_data
-from splitrank.learning.partition import partition_iid
+from benchmarks.rivals.task import task_of
+from splitrank import load_config
 
 LEAST = 8.0
 ROUNDS = 10
 THREADS = 2
+LAYERS = (9, 10, 11)
 
 
 def main() -> None:
@@ -48,18 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         encoder = roberta_base_shape(Path(temporary) / "encoder")
         rows = agnews_rows(Path(temporary) / "rows", arguments.clients * arguments.train_rows, arguments.test_rows)
-        settings = [
-            f'model.name="{encoder}"',
-            "model.max_length=128",
-            "adapter.rank=8",
-            "adapter.target_modules=query-value",
-            f'data.path="{rows}"',
-            f"federation.num_clients={arguments.clients}",
-            f"federation.rounds={arguments.rounds}",
-            "train.batch_size=32",
-            f"run.threads={THREADS}",
-            *FREE_BUDGETS,
-        ]
+        settings = settings_of_all(encoder, rows, clients=arguments.clients, rounds=arguments.rounds, threads=THREADS)
 
         def splitrank_run() -> None:
             with empty_cache() as cache:
@@ -68,25 +58,7 @@ def main() -> None:
             imports["ours"].append(ended["import_s"])
 
         def flower_run() -> None:
-            config = load_config("offline", settings)
-            data = load_data(config)
-            shares = partition_iid(data.train_labels, arguments.clients, config.run.seed)
-            ended = simulate(
-                config.model.name,
-                [[data.train_texts[row] for row in share] for share in shares],
-                [data.train_labels[share] for share in shares],
-                data.test_texts,
-                data.test_labels,
-                layers=(9, 10, 11),
-                rank=8,
-                learning_rate=config.train.learning_rate,
-                batch_size=config.train.batch_size,
-                rounds=config.federation.rounds,
-                max_length=config.model.max_length,
-                seed=config.run.seed,
-                style="expert",
-                threads=THREADS,
-            )
+            ended = simulate(task_of(load_config("offline", settings), LAYERS), THREADS)
             assert len(ended.accuracies) == arguments.rounds
             imports["theirs"].append(ended.import_s)
 

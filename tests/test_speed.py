@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.measure import alternate
 from benchmarks.rivals.federated_peft import load_trainee
+from benchmarks.rivals.task import Task
 from splitrank.learning import client
 from splitrank.learning.adapters import lora
 from splitrank.learning.encoder import load_encoder, resolve_precision
@@ -39,9 +40,21 @@ def test_an_epoch_takes_less_than_half_of_pefts():
     peft_model = lora.attach(encoder, ("query", "value"), scaling=2.0, dropout=0.0)
     start = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
     adapter = lora.resize(start, 8, seed=0, round=1)
-    rival = load_trainee(
-        str(minilm_folder()), len(LABELS), layers=(3, 4, 5), rank=8, max_length=128, seed=0, style="expert"
+    task = Task(
+        location=str(minilm_folder()),
+        client_texts=[],
+        client_labels=[list(range(len(LABELS)))],
+        test_texts=[],
+        test_labels=[],
+        layers=(3, 4, 5),
+        rank=8,
+        learning_rate=5e-4,
+        batch_size=32,
+        max_length=128,
+        seed=0,
+        rounds=1,
     )
+    rival = load_trainee(task, "expert")
     draws = np.random.default_rng(0)
 
     def ours() -> None:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.rivals.plain_peft import grouped_batches, load_peft
+from benchmarks.rivals.task import Task
 
 
 @dataclass(frozen=True)
@@ -123,26 +124,21 @@ class Trainee:
         return right / len(labels)
 
 
-def load_trainee(
-    location: str, num_labels: int, *, layers: Sequence[int], rank: int, max_length: int, seed: int, style: str
-) -> Trainee:
+def load_trainee(task: Task, style: str) -> Trainee:
     """Load the model once and put LoRA on it."""
     chosen = STYLES[style]
     if chosen.bf16 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         chosen = replace(chosen, bf16=False, bf16_weights=False)
-    torch.manual_seed(seed)
+    torch.manual_seed(task.seed)
     tokenizer, model = load_peft(
-        location,
-        num_labels,
-        layers=layers,
-        rank=rank,
+        task,
         dtype=torch.bfloat16 if chosen.bf16_weights else torch.float32,
         attn_implementation=chosen.attention,
     )
     for part in model.parameters():
         if part.requires_grad:
             part.data = part.data.float()
-    return Trainee(tokenizer, model, chosen, max_length)
+    return Trainee(tokenizer, model, chosen, task.max_length)
 
 
 def fedavg(states: Sequence[Mapping[str, Tensor]], num_samples: Sequence[int]) -> dict[str, Tensor]:
@@ -151,37 +147,20 @@ def fedavg(states: Sequence[Mapping[str, Tensor]], num_samples: Sequence[int]) -
     return {name: sum(share * state[name] for share, state in zip(shares, states, strict=True)) for name in states[0]}
 
 
-def train_federated(
-    location: str,
-    client_texts: Sequence[Sequence[str]],
-    client_labels: Sequence[np.ndarray],
-    test_texts: Sequence[str],
-    test_labels: np.ndarray,
-    *,
-    layers: Sequence[int],
-    rank: int,
-    learning_rate: float,
-    batch_size: int,
-    rounds: int,
-    max_length: int,
-    seed: int,
-    style: str,
-) -> list[float]:
+def train_federated(task: Task, style: str) -> list[float]:
     """Train for some rounds of one local epoch per client; return the test accuracy after each round."""
-    num_labels = max(int(labels.max()) for labels in client_labels) + 1
-    trainee = load_trainee(
-        location, num_labels, layers=layers, rank=rank, max_length=max_length, seed=seed, style=style
-    )
-    client_ids = [trainee.tokenize(texts) for texts in client_texts]
-    test_ids = trainee.tokenize(test_texts)
-    draws = np.random.default_rng(seed)
+    trainee = load_trainee(task, style)
+    client_ids = [trainee.tokenize(texts) for texts in task.client_texts]
+    client_labels = [np.array(labels) for labels in task.client_labels]
+    test_ids, test_labels = trainee.tokenize(task.test_texts), np.array(task.test_labels)
+    draws = np.random.default_rng(task.seed)
     state = trainee.state()
     accuracies = []
-    for _ in range(rounds):
+    for _ in range(task.rounds):
         updates = []
         for ids, labels in zip(client_ids, client_labels, strict=True):
             trainee.load(state)
-            trainee.train_epoch(ids, labels, learning_rate=learning_rate, batch_size=batch_size, draws=draws)
+            trainee.train_epoch(ids, labels, learning_rate=task.learning_rate, batch_size=task.batch_size, draws=draws)
             updates.append(trainee.state())
         state = fedavg(updates, [len(ids) for ids in client_ids])
         trainee.load(state)

@@ -15,21 +15,21 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from benchmarks.rivals.task import Task
 
-def load_peft(
-    location: str, num_labels: int, *, layers: Sequence[int], rank: int, **options: object
-) -> tuple[PreTrainedTokenizerBase, PeftModel]:
+
+def load_peft(task: Task, **options: object) -> tuple[PreTrainedTokenizerBase, PeftModel]:
     """A classifier with LoRA on query and value of some layers and a trained head; ``options`` go to the loader."""
     logging.set_verbosity_error()  # the new head is meant to be new
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(location)
-    model = AutoModelForSequenceClassification.from_pretrained(location, num_labels=num_labels, **options)
+    tokenizer = AutoTokenizer.from_pretrained(task.location)
+    model = AutoModelForSequenceClassification.from_pretrained(task.location, num_labels=task.num_labels, **options)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
-        r=rank,
-        lora_alpha=2 * rank,
+        r=task.rank,
+        lora_alpha=2 * task.rank,
         target_modules=["query", "value"],
-        layers_to_transform=list(layers),
+        layers_to_transform=list(task.layers),
     )
     return tokenizer, get_peft_model(model, config)
 
@@ -44,52 +44,38 @@ def grouped_batches(lengths: np.ndarray, batch_size: int, draws: np.random.Gener
     return [batches[index] for index in draws.permutation(len(batches))]
 
 
-def train_centralised(
-    location: str,
-    train_texts: Sequence[str],
-    train_labels: np.ndarray,
-    test_texts: Sequence[str],
-    test_labels: np.ndarray,
-    *,
-    layers: Sequence[int],
-    rank: int,
-    learning_rate: float,
-    batch_size: int,
-    epochs: int,
-    max_length: int,
-    seed: int,
-    bf16: bool,
-) -> float:
-    """Train LoRA on query and value, and the head, on all texts at once; return the test accuracy."""
-    torch.manual_seed(seed)
-    draws = np.random.default_rng(seed)
-    tokenizer, model = load_peft(location, int(train_labels.max()) + 1, layers=layers, rank=rank)
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=learning_rate)
+def train_centralised(task: Task, *, bf16: bool) -> float:
+    """Train LoRA and the head on all clients' texts at once, ``rounds`` epochs; return the test accuracy."""
+    torch.manual_seed(task.seed)
+    draws = np.random.default_rng(task.seed)
+    tokenizer, model = load_peft(task)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=task.learning_rate)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        return tokenizer(list(texts), truncation=True, max_length=task.max_length)["input_ids"]
 
     def logits(ids: list[list[int]], rows: np.ndarray) -> torch.Tensor:
         batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             return model(**batch).logits.float()
 
-    ids = encode(train_texts)
+    ids = encode([text for texts in task.client_texts for text in texts])
+    labels = np.concatenate([np.array(labels) for labels in task.client_labels])
     lengths = np.array([len(row) for row in ids])
     model.train()
-    for _ in range(epochs):
-        for rows in grouped_batches(lengths, batch_size, draws):
-            loss = functional.cross_entropy(logits(ids, rows), torch.from_numpy(train_labels[rows]))
+    for _ in range(task.rounds):
+        for rows in grouped_batches(lengths, task.batch_size, draws):
+            loss = functional.cross_entropy(logits(ids, rows), torch.from_numpy(labels[rows]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
     model.eval()
-    ids = encode(test_texts)
+    ids, labels = encode(task.test_texts), np.array(task.test_labels)
     order = np.argsort([len(row) for row in ids], kind="stable")
     right = 0
     with torch.inference_mode():
         for start in range(0, len(order), 64):
             rows = order[start : start + 64]
-            right += int((logits(ids, rows).argmax(dim=1).numpy() == test_labels[rows]).sum())
-    return right / len(test_labels)
+            right += int((logits(ids, rows).argmax(dim=1).numpy() == labels[rows]).sum())
+    return right / len(labels)

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from benchmarks.rivals.flower_peft.task import encoded, loaded_trainee, read_task
+from benchmarks.rivals.flower_peft.loaded import loaded_trainee, read_task
 
 CPUS_PER_CLIENT = 1
 """Cores of a Ray actor and threads of its PyTorch.
@@ -22,7 +22,8 @@ app = ClientApp()
 
 @cache
 def _client(file: str, client: int) -> tuple[list[list[int]], np.ndarray]:
-    return encoded(loaded_trainee(file, CPUS_PER_CLIENT), read_task(file)["clients"][client])
+    task, trainee = read_task(file), loaded_trainee(file, CPUS_PER_CLIENT)
+    return trainee.tokenize(task.client_texts[client]), np.array(task.client_labels[client])
 
 
 @app.train()
@@ -36,9 +37,9 @@ def train(message: Message, context: Context) -> Message:
     trainee.train_epoch(
         ids,
         labels,
-        learning_rate=task["learning_rate"],
-        batch_size=task["batch_size"],
-        draws=np.random.default_rng([task["seed"], int(config["server-round"]), client]),
+        learning_rate=task.learning_rate,
+        batch_size=task.batch_size,
+        draws=np.random.default_rng([task.seed, int(config["server-round"]), client]),
     )
     content = {"arrays": ArrayRecord(trainee.state()), "metrics": MetricRecord({"num-examples": len(labels)})}
     return Message(RecordDict(content), reply_to=message)

@@ -9,12 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from benchmarks.rivals.task import Task
 
 # No reports home, no look for a newer version, no installation of packages when an app starts.
 SWITCHES = {
@@ -41,52 +40,18 @@ class Simulation:
     import_s: float
 
 
-def simulate(
-    location: str,
-    client_texts: Sequence[Sequence[str]],
-    client_labels: Sequence[np.ndarray],
-    test_texts: Sequence[str],
-    test_labels: np.ndarray,
-    *,
-    layers: Sequence[int],
-    rank: int,
-    learning_rate: float,
-    batch_size: int,
-    rounds: int,
-    max_length: int,
-    seed: int,
-    style: str,
-    threads: int,
-) -> Simulation:
+def simulate(task: Task, threads: int) -> Simulation:
     """Train as ``federated_peft.train_federated`` does, on ``threads`` cores, with Flower between server and clients.
 
     Raises:
         RuntimeError: the process failed; the message ends with what it printed last.
     """
-    clients = [
-        {"texts": list(texts), "labels": labels.tolist()}
-        for texts, labels in zip(client_texts, client_labels, strict=True)
-    ]
-    task = {
-        "location": location,
-        "num_labels": max(int(labels.max()) for labels in client_labels) + 1,
-        "clients": clients,
-        "test": {"texts": list(test_texts), "labels": test_labels.tolist()},
-        "layers": list(layers),
-        "rank": rank,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "max_length": max_length,
-        "seed": seed,
-        "style": style,
-        "threads": threads,
-    }
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        (folder / "task.json").write_text(json.dumps(task))
+        (folder / "task.json").write_text(json.dumps(asdict(task)))
         folders = {"FLWR_HOME": str(folder / "flwr"), "RAY_TMPDIR": str(folder)}
-        command = [sys.executable, "-m", f"{__package__}.simulate", folder / "task.json", folder / "result.json"]
+        files = [str(folder / "task.json"), str(folder / "result.json")]
+        command = [sys.executable, "-m", f"{__package__}.simulate", *files, str(threads)]
         with (folder / "log.txt").open("w+") as log:
             started_s = time.perf_counter()
             process = subprocess.Popen(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from benchmarks.rivals.flower_peft.task import encoded, loaded_trainee, read_task
+from benchmarks.rivals.flower_peft.loaded import loaded_trainee, read_task
 
 
 class EveryClient(FedAvg):
@@ -25,15 +26,15 @@ class EveryClient(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
-def server_app(file: str, accuracies: list[float]) -> ServerApp:
-    """A server for the task in a file; it appends each round's accuracy."""
+def server_app(file: str, threads: int, accuracies: list[float]) -> ServerApp:
+    """A server for the task in a file, evaluating on that many threads; it appends each round's accuracy."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         task = read_task(file)
-        trainee = loaded_trainee(file, task["threads"])
-        ids, labels = encoded(trainee, task["test"])
+        trainee = loaded_trainee(file, threads)
+        ids, labels = trainee.tokenize(task.test_texts), np.array(task.test_labels)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if server_round == 0:  # the untrained model is not asked for
@@ -42,12 +43,12 @@ def server_app(file: str, accuracies: list[float]) -> ServerApp:
             accuracies.append(trainee.accuracy(ids, labels))
             return MetricRecord({"accuracy": accuracies[-1]})
 
-        num_clients = len(task["clients"])
+        num_clients = len(task.client_texts)
         strategy = EveryClient(fraction_evaluate=0.0, min_train_nodes=num_clients, min_available_nodes=num_clients)
         strategy.start(
             grid,
             ArrayRecord(trainee.state()),
-            num_rounds=task["rounds"],
+            num_rounds=task.rounds,
             timeout=24 * 3600,
             train_config=ConfigRecord({"task": file}),
             evaluate_fn=evaluate,

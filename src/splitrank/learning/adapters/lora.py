@@ -11,8 +11,8 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -91,31 +91,39 @@ def attach(encoder: Encoder, maps: Sequence[str], *, scaling: float, dropout: fl
     return peft_model.requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What training changes in a model, by path."""
+
+    layers: dict[str, LoraLayer]
+    head: dict[str, nn.Parameter]
+
+
 # Looking through all modules takes longer than exchanging an adapter.
-@lru_cache(maxsize=1)
-def _lora_layers(peft_model: PeftModel) -> dict[str, LoraLayer]:
-    model = peft_model.get_base_model()
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+_known_parts: WeakKeyDictionary[PeftModel, _Parts] = WeakKeyDictionary()
+
+
+def _parts(peft_model: PeftModel) -> _Parts:
+    if peft_model not in _known_parts:
+        modules = dict(peft_model.get_base_model().named_modules())
+        layers = {path: module for path, module in modules.items() if isinstance(module, LoraLayer)}
+        head = {
+            f"{path}.{name}": parameter
+            for path, module in modules.items()
+            if isinstance(module, ModulesToSaveWrapper)
+            for name, parameter in module.modules_to_save[_NAME].named_parameters()
+        }
+        _known_parts[peft_model] = _Parts(layers, head)
+    return _known_parts[peft_model]
 
 
 def _factors(layer: LoraLayer) -> tuple[nn.Linear, nn.Linear]:
     return cast(nn.Linear, layer.lora_A[_NAME]), cast(nn.Linear, layer.lora_B[_NAME])
 
 
-@lru_cache(maxsize=1)
-def _head_parameters(peft_model: PeftModel) -> dict[str, nn.Parameter]:
-    model = peft_model.get_base_model()
-    return {
-        f"{path}.{name}": parameter
-        for path, module in model.named_modules()
-        if isinstance(module, ModulesToSaveWrapper)
-        for name, parameter in module.modules_to_save[_NAME].named_parameters()
-    }
-
-
 def trained_head(encoder: Encoder, peft_model: PeftModel, policy: str) -> list[str]:
     """Paths of the head's parameters that ``model.head`` trains."""
-    paths = list(_head_parameters(peft_model))
+    paths = list(_parts(peft_model).head)
     if policy == "frozen":
         return []
     if policy == "out_proj":
@@ -125,8 +133,8 @@ def trained_head(encoder: Encoder, peft_model: PeftModel, policy: str) -> list[s
 
 def initial(peft_model: PeftModel, *, scaling: float, head: Sequence[str]) -> Adapter:
     """The adapter of round 0: rank 0, and the head as it was initialised."""
-    factors = {path: _factors(layer) for path, layer in _lora_layers(peft_model).items()}
-    parameters = _head_parameters(peft_model)
+    factors = {path: _factors(layer) for path, layer in _parts(peft_model).layers.items()}
+    parameters = _parts(peft_model).head
     return Adapter(
         rank=0,
         scaling=scaling,
@@ -148,7 +156,7 @@ def load(peft_model: PeftModel, adapter: Adapter, extra_head: Mapping[str, Tenso
     """
     rank = max(adapter.rank, 1)
     trained: list[nn.Parameter] = []
-    for path, layer in _lora_layers(peft_model).items():
+    for path, layer in _parts(peft_model).layers.items():
         lora_A, lora_B = _factors(layer)
         for module, tensor, axis in ((lora_A, adapter.lora_A[path], 0), (lora_B, adapter.lora_B[path], 1)):
             weight = tensor if adapter.rank else torch.zeros_like(_grow(tensor, 1, axis))
@@ -159,7 +167,7 @@ def load(peft_model: PeftModel, adapter: Adapter, extra_head: Mapping[str, Tenso
     config: Any = peft_model.peft_config[_NAME]
     config.r, config.lora_alpha = rank, adapter.scaling * rank
     head = {**adapter.head, **(extra_head or {})}
-    for path, parameter in _head_parameters(peft_model).items():
+    for path, parameter in _parts(peft_model).head.items():
         parameter.requires_grad_(path in head)
         if path in head:
             with torch.no_grad():
@@ -170,7 +178,7 @@ def load(peft_model: PeftModel, adapter: Adapter, extra_head: Mapping[str, Tenso
 
 def read(peft_model: PeftModel, like: Adapter) -> Adapter:
     """Copy the model's adapter out, with the rank, scaling and shared head parameters of ``like``."""
-    factors = {path: _factors(layer) for path, layer in _lora_layers(peft_model).items()}
+    factors = {path: _factors(layer) for path, layer in _parts(peft_model).layers.items()}
     return replace(
         like,
         lora_A={path: lora_A.weight.detach().cpu().clone() for path, (lora_A, _) in factors.items()},
@@ -181,7 +189,7 @@ def read(peft_model: PeftModel, like: Adapter) -> Adapter:
 
 def read_head(peft_model: PeftModel, paths: Sequence[str]) -> dict[str, Tensor]:
     """Copy head parameters out of the model."""
-    parameters = _head_parameters(peft_model)
+    parameters = _parts(peft_model).head
     return {path: parameters[path].detach().cpu().clone() for path in paths}
 
 
