@@ -14,8 +14,8 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest
 
-# Real weights and AG News too; SPLITRANK_SHARED names the folder that holds data/agnews.
-test-all: .venv/ready
+# Real weights, AG News, a browser, Ray and trackers too; SPLITRANK_SHARED names the folder that holds data/agnews.
+test-all: .venv/all
 	$(BIN)/pytest -m ""
 
 check: .venv/ready
@@ -25,7 +25,7 @@ check: .venv/ready
 	$(MAKE) test
 
 # All speed claims, some 15 minutes on two idle cores; SPLITRANK_SHARED as above. Flower is one of the rivals.
-bench: .venv/bench
+bench: .venv/all
 	$(BIN)/python -m benchmarks
 
 format: .venv/ready
@@ -41,8 +41,8 @@ format: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt --no-build-isolation -e ".[offline,dev]"
 	@touch $@
 
-.venv/bench: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt --no-build-isolation -e ".[offline,flower,dev]"
+.venv/all: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt --no-build-isolation -e ".[offline,flower,tracking,dev]"
 	@touch $@
 
 clean:

@@ -130,7 +130,7 @@ def main() -> None:
     exponents = {
         name: exponent([statistics.median(by_size[size]) for size in SIZES]) for name, by_size in plan_s.items()
     }
-    scip = {size: against_scip(size, arguments.problems, repeats=3) for size in (3, 20)}
+    scip = {size: against_scip(size, arguments.problems, repeats=2) for size in (3, 20)}
     for size, pairs in scip.items():
         for how, pair in pairs.items():
             print(

@@ -43,7 +43,7 @@ SHORT = {
     "base": Size(rows=2000, clients=4, rounds=2, training=4),
     "rounds": Size(rows=2000, clients=4, rounds=6, training=4),
     "clients": Size(rows=2000, clients=40, rounds=2, training=40),
-    "rows": Size(rows=8000, clients=16, rounds=2, training=4),
+    "rows": Size(rows=6000, clients=12, rounds=2, training=4),
 }
 FULL = {
     "base": Size(rows=10_000, clients=3, rounds=2, training=3),
@@ -86,7 +86,7 @@ def peak_bytes(size: Size, test_rows: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all rows, all clients train")
-    parser.add_argument("--test-rows", type=int, default=500)
+    parser.add_argument("--test-rows", type=int, default=300)
     arguments = parser.parse_args()
     peaks: dict[str, int] = {}
     sizes = FULL if arguments.full else SHORT

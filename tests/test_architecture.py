@@ -17,7 +17,8 @@ ALLOWED = {
     "planning": {"planning", *GROUND} - {"config"},  # kernels take arrays and small dataclasses
     "learning": {"learning", *GROUND} - {"config"},
     "federation": {"federation", "planning", "learning", *GROUND},
-    "cli": {"federation", "learning", *GROUND},
+    "studies": {"studies", "federation", "planning", "learning", *GROUND},
+    "cli": {"studies", "federation", "learning", *GROUND},
     "ground": GROUND,
 }
 FORBIDDEN_IN_PLANNING = {"torch", "transformers", "peft", "pydantic", "scipy"}
@@ -55,11 +56,20 @@ def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-LOADED = "import sys; print(*sorted({'torch', 'transformers', 'scipy', 'pandas'} & set(sys.modules)))"
+HEAVY = ["torch", "transformers", "scipy", "pandas", "matplotlib", "plotly"]
+LOADED = f"import sys; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan", "paper"], ["plan", "edge", "--json"], ["config", "show"], ["run", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["plan", "paper"],
+        ["plan", "edge", "--json"],
+        ["config", "show"],
+        ["run", "--help"],
+        ["sweep", "--help"],
+    ],
 )
 def test_commands_without_torch(arguments):
     code = f"""
@@ -70,7 +80,7 @@ try:
     app()
 except SystemExit as end:
     assert not end.code
-print("LOADED:", *sorted({{"torch", "transformers", "scipy", "pandas"}} & set(sys.modules)))
+print("LOADED:", *sorted(set({HEAVY!r}) & set(sys.modules)))
 """
     assert run_python(code).splitlines()[-1].split() == ["LOADED:"]
 

@@ -37,6 +37,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as federation.rounds=5. Repeatable."),
 ]
+JobsOption = Annotated[int, typer.Option("--jobs", min=0, help="Processes at a time; 0 = one per core.")]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="Run on a Ray cluster instead; its address, or auto.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -102,6 +106,9 @@ def plan(
     overrides: SetOption = None,
     round: Annotated[int, typer.Option("--round", min=1, help="Round whose channels are drawn.")] = 1,
     as_json: JsonOption = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the plan into a .png, .pdf or .svg file.")
+    ] = None,
 ) -> None:
     """Say which LoRA rank and which frequencies fit the budgets, without data or weights.
 
@@ -111,7 +118,12 @@ def plan(
         from splitrank.config import load_config
         from splitrank.federation.plan_report import plan_lines, plan_report
 
-        report = plan_report(load_config(config, overrides or []), round)
+        settings = load_config(config, overrides or [])
+        report = plan_report(settings, round)
+        if plot:
+            from splitrank.studies.plan_plot import plot_plan
+
+            plot_plan(settings, round, plot)
         print(json.dumps(report, indent=2) if as_json else "\n".join(plan_lines(report)))
     if report["status"] == "infeasible":
         raise typer.Exit(3)
@@ -169,7 +181,15 @@ def run(
                 raise RunError(
                     f"{what}; when that is mended, go on with: splitrank run --resume --out {folder}"
                 ) from None
+        _write_report_of_run(folder)
         print(f"Run folder: {folder}  (adapter: {folder / 'adapter'})", file=sys.stderr)
+
+
+def _write_report_of_run(folder: Path) -> None:
+    from splitrank.studies.recorded import read_run
+    from splitrank.studies.report import write_report
+
+    write_report([read_run(folder)], folder / "report.html", folder.name)
 
 
 @app.command()
@@ -204,6 +224,116 @@ def predict(
             else:
                 shown = textwrap.shorten(text, 80, placeholder="...")
                 print(f"{prediction.label}	{prediction.probability:.3f}	{shown}")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="What varies: [grid] or [[list]], and seeds.")],
+    jobs: JobsOption = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; runs/<name of the file> if left out.")] = None,
+    ray: RayOption = None,
+) -> None:
+    """Run every combination of a file's settings; the same command again runs what is missing.
+
+    Leaves results.csv, results.parquet, report.html, and a run folder per member.
+    """
+    with _errors_as_exit_codes():
+        from splitrank.studies.sweep import read_sweep
+
+        members = read_sweep(file)
+        with _leave_at_once_when_interrupted():
+            from splitrank.studies.study import complete
+
+        folder = out or Path("runs") / file.stem
+        _print_study(complete(members, folder, file.stem, jobs=_jobs(jobs), ray_address=ray), folder)
+        print(f"Results: {folder / 'results.csv'}  (report: {folder / 'report.html'})", file=sys.stderr)
+
+
+@app.command()
+def reproduce(
+    experiment: Annotated[
+        str, typer.Argument(help="placement, rank, latency, energy, or all; with edge also bandwidth, distance.")
+    ],
+    preset: Annotated[str, typer.Option("--preset", help="small (a laptop), paper (a GPU) or edge.")] = "small",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0.")] = 3,
+    overrides: SetOption = None,
+    jobs: JobsOption = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; runs/reproduce-<preset> if left out.", show_default=False)
+    ] = None,
+    ray: RayOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost here, after 20 s.")] = False,
+) -> None:
+    """Repeat the paper's experiments: a table, a figure, and a verdict on each thing that the paper expects.
+
+    The same command again runs what is missing.
+    """
+    with _errors_as_exit_codes():
+        from splitrank.config import parse_overrides
+        from splitrank.studies.experiments import chosen_experiments, experiment_members, read_study
+
+        study, changed = read_study(preset), parse_overrides(overrides or [])
+        experiments = {
+            name: experiment_members(study, name, changed, range(seeds))
+            for name in chosen_experiments(study, experiment)
+        }
+        if dry_run:
+            with _leave_at_once_when_interrupted():
+                from splitrank.studies.cost import dry_run as costs
+
+            for line in costs(experiments, _jobs(jobs)):
+                print(line, flush=True)
+            return
+        with _leave_at_once_when_interrupted():
+            from splitrank.studies.reproduce import reproduce as repeat
+
+        folder, failed = out or Path("runs") / f"reproduce-{preset}", []
+        for name, members in experiments.items():
+            print(f"{name}, {len(members)} members", flush=True)
+            try:
+                lines = repeat(study, name, members, folder / name, jobs=_jobs(jobs), ray_address=ray)
+                _print_study(lines, folder)
+            except RunError as error:
+                failed.append(str(error))
+        if failed:
+            raise RunError("\n".join(failed))
+
+
+def _jobs(jobs: int) -> int:
+    return jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or os.cpu_count() or 1
+
+
+def _print_study(lines: Iterator[str], folder: Path) -> None:
+    try:
+        for line in lines:
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        raise _fail(f"Interrupted; the same command goes on with {folder}", 1) from None
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or of sweeps.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File; report.html here, for one run in its folder.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw runs, one or several overlaid, as one HTML file that opens without a network."""
+    with _errors_as_exit_codes():
+        from splitrank.studies.report import check_same_experiment, read_runs, write_report
+
+        runs, unreadable = read_runs(run_dirs)
+        for problem in unreadable:
+            print(f"Error: {problem}", file=sys.stderr)
+        if not runs:
+            raise typer.Exit(2)
+        check_same_experiment(runs)
+        file = out or (run_dirs[0] / "report.html" if len(run_dirs) == 1 else Path("report.html"))
+        write_report(runs, file, ", ".join(path.name for path in run_dirs))
+        print(file)
+        if unreadable:
+            raise typer.Exit(1)
 
 
 @config_app.command("show")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -290,6 +290,7 @@ class RunTable(_Table):
     seed: CountOrZero = 0
     threads: Annotated[int, BeforeValidator(lambda v: _whole(v, 0, "a whole number from 0 to 1024", 1024))] = 0
     cache_limit_gb: Positive = 20.0
+    tracking: Literal["none", "tensorboard", "mlflow"] = "none"
 
 
 class Config(_Table):
@@ -389,7 +390,8 @@ def _cross_checks(config: Config) -> Iterable[str]:
         yield 'model.name must be a model\'s name or folder, got ""; try model.name = "roberta-base"'
 
 
-def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
+def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys of the tables of a configuration file."""
     flat: dict[str, Any] = {}
     for table, content in tables.items():
         if isinstance(content, dict) and table in Config.model_fields:
@@ -424,7 +426,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
         return key, literal.strip()
 
 
-def _layer(base: dict[str, Any], added: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _layer(base: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Put one layer over another; problems name either/or groups of which the layer names both sides."""
     merged, problems = dict(base), []
     for first, second in _EITHER_OR:
@@ -493,7 +495,8 @@ def _sentences(error: ValidationError) -> Iterable[str]:
             yield f"{dotted} must be {_TYPE_RULES.get(kind, problem['msg'].lower())}, got {_show(value)}"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; what cannot be read is an InputError that names it."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -514,7 +517,7 @@ def _read_source(source: str) -> dict[str, Any]:
         return tomllib.loads((resources.files("splitrank") / "presets" / f"{source}.toml").read_text(encoding="utf-8"))
     path = Path(source)
     if path.is_file():
-        return _read_toml(path)
+        return read_toml(path)
     close = difflib.get_close_matches(source, PRESETS, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(f"CONFIG must be a preset ({', '.join(PRESETS)}) or a TOML file, got {source!r}{hint}")
@@ -531,19 +534,36 @@ def load_config(source: str = "offline", overrides: Sequence[str] = ()) -> Confi
         ConfigError: one sentence for every broken rule.
         InputError: the source cannot be read, or an override is not key=value.
     """
-    base = _flatten(_read_source(source))
+    return config_of(source, parse_overrides(overrides))
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The dotted keys and values of ``key=value`` texts.
+
+    Raises:
+        InputError: one is not key=value.
+    """
     parsed: dict[str, Any] = {}
     for key, value in map(_parse_override, overrides):
-        parsed.update(_flatten({key: value}))
+        parsed.update(flatten({key: value}))
+    return parsed
+
+
+def config_of(source: str, *layers: Mapping[str, Any]) -> Config:
+    """Read a preset or a TOML file and put layers of dotted keys over it, as :func:`load_config` does with texts."""
+    base = flatten(_read_source(source))
     flat, problems = _layer({}, base)
-    flat, more = _layer(flat, parsed)
-    given = set(parsed) | (set() if is_preset(source) else set(base))
-    return _checked(flat, given, problems + more)
+    given = set() if is_preset(source) else set(base)
+    for layer in layers:
+        flat, more = _layer(flat, layer)
+        problems += more
+        given |= set(layer)
+    return _checked(flat, given & set(flat), problems)
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The same settings with some dotted keys replaced, checked anew."""
-    flat, problems = _layer(_flatten(_plain(config)), values)
+    flat, problems = _layer(flatten(plain_values(config)), values)
     return _checked(flat, set(), problems)
 
 
@@ -564,7 +584,7 @@ def _checked(flat: dict[str, Any], given: set[str], problems: list[str]) -> Conf
     return config
 
 
-def _plain(config: Config) -> dict[str, Any]:
+def plain_values(config: Config) -> dict[str, Any]:
     """Nested plain values without keys that are unset or have no effect."""
     unread = _no_effect(config)
     return {
@@ -579,4 +599,4 @@ def _plain(config: Config) -> dict[str, Any]:
 
 def to_toml(config: Config) -> str:
     """The fully resolved configuration as TOML; loading it gives the same configuration back."""
-    return tomli_w.dumps(_plain(config))
+    return tomli_w.dumps(plain_values(config))

@@ -102,9 +102,9 @@ def test_dropout_before_adapters_equals_hugging_face(maps, place, tiny_model, mo
     assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9]), maps)
 
 
-@pytest.mark.parametrize("lengths", [[16] * 8, [9] * 3, [9], [32, 31, 3, 30, 32], [2, 31]])
+@pytest.mark.parametrize("lengths", [[16] * 8, [20] * 32, [9] * 3, [9], [32, 31, 3, 30, 32], [2, 31]])
 def test_batches_with_and_without_padding(lengths, tiny_model):
-    """Packed rows that are the padded batch itself, rows with filling, one text alone."""
+    """Rows that are the grid itself, rows that fill their blocks but not the grid, rows with filling, one text."""
     assert_same_as_hugging_face(load(tiny_model("roberta")), random_ids(64, lengths), MAPS)
 
 

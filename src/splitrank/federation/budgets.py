@@ -169,7 +169,10 @@ def trained_parameters(config: Config, shape: EncoderShape) -> Parameters:
 
 
 def round_workload(config: Config, shape: EncoderShape, texts: ClientTexts) -> Workload:
-    """What a round costs each client as a function of the rank, by ``workload.model`` (SPEC: equations 2 and 5)."""
+    """What a round costs each client as a function of the rank, by ``workload.model``.
+
+    ``"paper"`` counts as equations (2) and (5) do, the other two replace them.
+    """
     layers = placement.layer_indices(config.model.trained_layers, shape.num_layers)
     maps = placement.target_maps(config.adapter.target_modules)
     parameters = trained_parameters(config, shape)

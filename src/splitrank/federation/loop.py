@@ -22,6 +22,7 @@ from splitrank.federation.export import export_adapter
 from splitrank.federation.in_process import InProcessClients, make_clients
 from splitrank.federation.rounds import State, run_round
 from splitrank.federation.run_folder import RunFolder
+from splitrank.federation.tracking import tracked
 from splitrank.learning.data import TextData, load_hub, load_path, take_rows
 from splitrank.learning.docstrings import load_docstrings
 from splitrank.progress import say
@@ -54,11 +55,12 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
             held.callback(folder.close)
         else:
             run_folder.check_new(out)
+        log = held.enter_context(tracked(config.run.tracking, out))
         data = load_data(config)
         clients = make_clients(config, data)
         config = clients.config
         held.callback(clients.close)
-        manifest = _manifest(config, clients)
+        manifest = manifest_of(config, clients)
         if resume:
             state = _resumed_state(folder, config, manifest)
         else:
@@ -67,11 +69,13 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
         if state is None:
             state, record = _round_zero(clients)
             folder.append(record)
+            log(record)
             folder.save_checkpoint(state, config)
             yield record
         while state.round < config.federation.rounds and not _reached_target(folder, config):
             state, record = run_round(state, clients, config)
             folder.append(record)
+            log(record)
             folder.save_checkpoint(state, config)
             yield record
         if state.adapter.rank == 0:
@@ -113,7 +117,8 @@ def load_data(config: Config) -> TextData:
     return take_rows(data, table.train_rows, table.test_rows, seed)
 
 
-def _manifest(config: Config, clients: InProcessClients) -> dict[str, Any]:
+def manifest_of(config: Config, clients: InProcessClients) -> dict[str, Any]:
+    """What manifest.json says of a run: when and how it started, versions, hardware, data and weights."""
     return {
         "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,
@@ -141,6 +146,9 @@ def _manifest(config: Config, clients: InProcessClients) -> dict[str, Any]:
 
 def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> State | None:
     before = folder.read_manifest()
+    if "baseline" in before:
+        what = before["baseline"]
+        raise InputError(f"--resume needs the folder of a run, got {folder.path} of {what}; start a new one")
     for key, what in (("data", "texts"), ("model", "weights")):
         digest = "sha256" if key == "data" else "trunk_sha256"
         if before[key][digest] != manifest[key][digest]:

@@ -60,10 +60,14 @@ _ROW_BLOCK, _WIDTH_BLOCK = 128, 16
 def num_rows(lengths: Tensor) -> int:
     """Rows of a packed batch: its tokens, and filling of any finite content that nobody reads.
 
-    Texts of different lengths get at least one row of filling.
+    Where a text leaves places in the grid empty there is at least one row of filling, from which they are filled.
     """
-    needed = int(lengths.sum()) + bool((lengths != lengths[0]).any())
+    needed = int(lengths.sum()) + bool((lengths != _grid_width(lengths)).any())
     return -(-needed // _ROW_BLOCK) * _ROW_BLOCK
+
+
+def _grid_width(lengths: Tensor) -> int:
+    return -(-int(lengths.max()) // _WIDTH_BLOCK) * _WIDTH_BLOCK
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,7 @@ class Layout:
 
 def lay_out(lengths: Tensor, device: torch.device) -> Layout:
     """The layout of texts of so many tokens each, int64 on the host, shape (texts,); its tensors on ``device``."""
-    width, ends = -(-int(lengths.max()) // _WIDTH_BLOCK) * _WIDTH_BLOCK, lengths.cumsum(0)
+    width, ends = _grid_width(lengths), lengths.cumsum(0)
     num_tokens, first_rows = int(ends[-1]), ends - lengths
     mask = torch.arange(width) < lengths[:, None]
     grid_to_row = torch.where(mask, first_rows[:, None] + torch.arange(width), num_tokens).flatten()

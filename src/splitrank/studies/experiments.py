@@ -1,0 +1,116 @@
+"""The experiments of Xie and Wen as members of sweeps, from the presets beside this module.
+
+A preset names a base configuration, what all its experiments change, and for each experiment what varies. ``scale`` is
+the factor between its budgets and the paper's; see ``presets/small.toml``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+from splitrank.config import flatten
+from splitrank.errors import InputError
+from splitrank.studies.sweep import Member, combined, members
+
+PRESETS = ("small", "paper", "edge")
+
+VARIED = {
+    "placement": "model.trained_layers",
+    "rank": "adapter.rank",
+    "latency": "budget.latency_s",
+    "energy": "budget.energy_j",
+    "bandwidth": "radio.bandwidth_hz",
+    "distance": "radio.distance_m",
+}
+"""What each experiment varies; all but the first two compare the planner with random frequency."""
+
+BASELINE_LAYERS = "last:3"
+CENTRALISED: Final = "centralised"
+FULL_FINE_TUNING: Final = "full-fine-tuning"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A preset.
+
+    Attributes:
+        name: of the preset.
+        base: a preset of ``splitrank run``.
+        scale: its budgets over the paper's.
+        shared: dotted keys that all experiments have in common.
+        experiments: name → its tables.
+    """
+
+    name: str
+    base: str
+    scale: float
+    shared: dict[str, Any]
+    experiments: dict[str, dict[str, Any]]
+
+
+def read_study(preset: str) -> Study:
+    """Read one of the presets.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if preset not in PRESETS:
+        close = difflib.get_close_matches(preset, PRESETS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}{hint}")
+    file = resources.files("splitrank") / "studies" / "presets" / f"{preset}.toml"
+    content = tomllib.loads(file.read_text(encoding="utf-8"))
+    experiments = {name: content[name] for name in VARIED if name in content}
+    return Study(preset, content["base"], content["scale"], flatten(content.get("set", {})), experiments)
+
+
+def chosen_experiments(study: Study, experiment: str) -> list[str]:
+    """The experiments that a name stands for, ``"all"`` for all of the preset's.
+
+    Raises:
+        InputError: the preset has no such experiment.
+    """
+    if experiment == "all":
+        return list(study.experiments)
+    if experiment not in study.experiments:
+        raise InputError(
+            f"EXPERIMENT must be one of {', '.join(study.experiments)} or all with --preset {study.name}, "
+            f"got {experiment!r}"
+        )
+    return [experiment]
+
+
+def experiment_members(
+    study: Study, experiment: str, overrides: Mapping[str, Any], seeds: Sequence[int]
+) -> list[Member]:
+    """The runs of an experiment, baselines last.
+
+    Args:
+        overrides: dotted keys that the user changes in all of them.
+        seeds: of ``run.seed``.
+    """
+    tables = study.experiments[experiment]
+    layers = [study.shared, flatten(tables.get("set", {})), overrides]
+    grid = flatten(tables["grid"])
+    found = members(study.base, layers, list(combined(grid, study.name)), seeds)
+    if experiment == "placement":
+        rounds = found[0].config.federation.rounds
+        found += members(study.base, layers, [_centralised(rounds)], seeds, prefix=f"{CENTRALISED},")
+        full = {"model.trained_layers": BASELINE_LAYERS, **flatten(tables[FULL_FINE_TUNING])}
+        found += members(study.base, layers, [full], seeds, FULL_FINE_TUNING, prefix=f"{FULL_FINE_TUNING},")
+    return found
+
+
+def _centralised(rounds: int) -> dict[str, Any]:
+    """As many passes over the same texts on one machine that holds all of them, its optimiser never starting anew."""
+    return {
+        "model.trained_layers": BASELINE_LAYERS,
+        "federation.num_clients": 1,
+        "federation.rounds": 1,
+        "federation.local_epochs": rounds,
+    }

@@ -1,0 +1,52 @@
+"""One member of a sweep in a process of its own: ``python -m splitrank.studies.member SETTINGS.toml RUN_DIR METHOD``.
+
+The exit codes are those of ``splitrank run``. A run that was broken off is continued, the baseline begins anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from splitrank.config import load_config
+from splitrank.errors import InputError, RunError
+from splitrank.federation import run_folder
+from splitrank.federation.loop import run
+from splitrank.studies.full_fine_tuning import run_full_fine_tuning
+
+
+def run_member(settings: Path, folder: Path, method: str) -> None:
+    """Train to the last round, from where an earlier process was broken off.
+
+    Raises:
+        InputError, RunError: as :func:`splitrank.run`.
+    """
+    config = load_config(str(settings))
+    begun = (folder / "config.toml").is_file()
+    if method == "lora":
+        if begun:
+            config = run_folder.resumed_config(folder, config, [])
+        records = run(config, folder, resume=begun)
+    else:
+        if begun:
+            shutil.rmtree(folder)
+        records = run_full_fine_tuning(config, folder)
+    for record in records:
+        print(f"round {record.round}: {100 * record.accuracy:.1f} %", flush=True)
+
+
+def main() -> None:
+    settings, folder, method = sys.argv[1:]
+    try:
+        run_member(Path(settings), Path(folder), method)
+    except (InputError, RunError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print("Error: Interrupted", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What the picture of a plan shows, as numbers: each client's feasible region, and the rank over the two budgets.
+
+Every number comes from the planner's own kernels: `frequency_range_hz` and `feasible` at real ranks for the regions,
+`plan_round` at other budgets for the curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from splitrank.config import Config
+from splitrank.federation.budgets import encoder_shape, plan_round, planned_texts, round_problem, round_workload
+from splitrank.planning.plan import Plan
+from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, feasible, frequency_range_hz
+from splitrank.planning.solvers.random_frequency import draw_frequency_hz
+from splitrank.planning.workload import Workload
+
+MAX_REGIONS = 6
+"""Clients that get a picture of their own."""
+
+MAX_LINES = 200
+"""Clients that get a line of their own over the budgets."""
+
+BUDGET_FACTORS: FloatArray = 30.0 ** np.linspace(-1.0, 1.0, 241)
+"""Budgets on a log grid round the given one, which is the middle one."""
+
+_POINTS = 400
+_NO_LIMIT = float(np.finfo(np.float64).max)
+
+
+@dataclass(frozen=True)
+class Region:
+    """The ranks and frequencies at which one client keeps to its budgets. Arrays have shape (R,).
+
+    Attributes:
+        client: index i.
+        rank: real ranks from 1 on, every integer among them.
+        latency_hz: f_lat, the slowest that is in time [Hz]; infinite where the airtime alone is too long.
+        energy_hz: f_en, the fastest within the energy [Hz]; 0 where none is left for computing.
+        allowed: whether some frequency up to f_max lies between them, and the rank is within its cap.
+        max_frequency_hz: f_max [Hz].
+        drawn_hz: the frequency drawn instead of planned [Hz], NaN where none could be drawn; None if planned.
+        shown_rank: rank up to which the region is worth showing.
+    """
+
+    client: int
+    rank: FloatArray
+    latency_hz: FloatArray
+    energy_hz: FloatArray
+    allowed: BoolArray
+    max_frequency_hz: float
+    drawn_hz: float | None
+    shown_rank: int
+
+    @property
+    def highest_hz(self) -> FloatArray:
+        """min(f_max, f_en) [Hz], the upper edge where the rank is allowed, shape (R,)."""
+        return np.minimum(self.energy_hz, self.max_frequency_hz)
+
+
+@dataclass(frozen=True)
+class BudgetCurve:
+    """Ranks over one budget, all else as given.
+
+    Attributes:
+        budget: T0 [s], or the mean of E_0 over the clients [J], shape (B,).
+        given: the given one.
+        clients: those with a line of their own, shape (L,).
+        max_rank: their r_i*, shape (B, L).
+        common_rank: min_i r_i* over all clients, 0 where one can do none, shape (B,).
+    """
+
+    budget: FloatArray
+    given: float
+    clients: IntArray
+    max_rank: IntArray
+    common_rank: IntArray
+
+    def eventful(self) -> tuple[float, float]:
+        """The budgets between which ranks change, and a factor 4 about the given one at least."""
+        ranks = np.column_stack([self.max_rank, self.common_rank])
+        changes = np.flatnonzero(np.any(np.diff(ranks, axis=0) != 0, axis=1))
+        first, last = (changes[0], changes[-1] + 1) if changes.size else (len(ranks) // 2, len(ranks) // 2)
+        low = min(float(self.budget[first]) / 1.1, self.given / 4)
+        high = max(float(self.budget[last]) * 1.1, self.given * 4)
+        return max(low, float(self.budget[0])), min(high, float(self.budget[-1]))
+
+
+@dataclass(frozen=True)
+class PlanCurves:
+    """All that the picture of a round's plan shows.
+
+    Attributes:
+        round: the round whose channels were drawn.
+        plan: the plan for all clients.
+        problem: what was planned.
+        fixed_rank: ``adapter.rank``, None if planned.
+        regions: one for each client; of many those with the smallest max_rank, the smallest first.
+        over_latency: ranks over T0.
+        over_energy: ranks over E_0, all clients' scaled together.
+    """
+
+    round: int
+    plan: Plan
+    problem: Problem
+    fixed_rank: int | None
+    regions: tuple[Region, ...]
+    over_latency: BudgetCurve
+    over_energy: BudgetCurve
+
+
+def plan_curves(config: Config, round: int) -> PlanCurves:
+    """Plan a round as ``splitrank plan`` does, and compute everything round the plan that its picture shows."""
+    shape = encoder_shape(config)
+    workload = round_workload(config, shape, planned_texts(config))
+    problem = round_problem(config, shape, workload, round, sit_out=False)
+    plan = plan_round(config, problem, round, sit_out=False)
+    with np.errstate(over="ignore"):
+        latencies_s = np.clip(problem.latency_s * BUDGET_FACTORS, np.finfo(np.float64).tiny, _NO_LIMIT)
+        energies_j = (np.minimum(problem.energy_j * factor, _NO_LIMIT) for factor in BUDGET_FACTORS)
+        given_j = float(np.mean(problem.energy_j))
+        mean_energies_j = np.minimum(given_j * BUDGET_FACTORS, _NO_LIMIT)
+    lines = _smallest(plan.max_rank, MAX_LINES)
+    return PlanCurves(
+        round=round,
+        plan=plan,
+        problem=problem,
+        fixed_rank=config.adapter.rank,
+        regions=_regions(config, problem, plan, round),
+        over_latency=BudgetCurve(
+            latencies_s,
+            problem.latency_s,
+            lines,
+            *_ranks(config, (replace(problem, latency_s=float(t)) for t in latencies_s), round, lines),
+        ),
+        over_energy=BudgetCurve(
+            mean_energies_j,
+            given_j,
+            lines,
+            *_ranks(config, (replace(problem, energy_j=e) for e in energies_j), round, lines),
+        ),
+    )
+
+
+def _smallest(max_rank: IntArray, most: int) -> IntArray:
+    """All clients in their order, or if there are too many those with the smallest max_rank, the smallest first."""
+    return np.arange(len(max_rank)) if len(max_rank) <= most else np.argsort(max_rank, kind="stable")[:most]
+
+
+def _ranks(config: Config, problems: Iterable[Problem], round: int, clients: IntArray) -> tuple[IntArray, IntArray]:
+    plans = [plan_round(config, problem, round, sit_out=False).max_rank for problem in problems]
+    return np.array([max_rank[clients] for max_rank in plans]), np.array([max_rank.min() for max_rank in plans])
+
+
+def _regions(config: Config, problem: Problem, plan: Plan, round: int) -> tuple[Region, ...]:
+    clients = _smallest(plan.max_rank, MAX_REGIONS)
+    drawn_hz = None
+    if config.planner.method == "random-frequency":
+        range_, fixed_rank = config.planner.random_range, config.adapter.rank or 1
+        drawn_hz = draw_frequency_hz(problem, config.run.seed, round, range_, fixed_rank)
+    shown = _of_clients(problem, clients)
+    own_ranks = plan.max_rank[clients]
+    # A client that can do nothing is shown over the same ranks as the best one.
+    ends = [_shown_rank(int(own or own_ranks.max()), config.adapter.rank or plan.rank) for own in own_ranks]
+    rank = _real_ranks(max(ends))
+    at_rank = rank[:, np.newaxis]
+    # Without a top speed the upper end of the range is f_en.
+    latency_hz, energy_hz = frequency_range_hz(replace(shown, max_frequency_hz=np.array(_NO_LIMIT)), at_rank)
+    allowed = feasible(shown, at_rank) & (at_rank <= shown.rank_cap)
+    return tuple(
+        Region(
+            client=int(client),
+            rank=rank,
+            latency_hz=latency_hz[:, column],
+            energy_hz=energy_hz[:, column],
+            allowed=allowed[:, column],
+            max_frequency_hz=float(shown.max_frequency_hz[column]),
+            drawn_hz=None if drawn_hz is None else float(drawn_hz[client]),
+            shown_rank=ends[column],
+        )
+        for column, client in enumerate(clients)
+    )
+
+
+def _shown_rank(max_rank: int, chosen_rank: int) -> int:
+    """Where the axis ends: some way beyond the client's own rank, and beyond the chosen or fixed one."""
+    return max(8, math.ceil(1.35 * max_rank), math.ceil(1.15 * chosen_rank))
+
+
+def _real_ranks(end: int) -> FloatArray:
+    """1..end with so many points between two integers that curves look smooth."""
+    between = math.ceil(_POINTS / (end - 1))
+    return np.linspace(1.0, end, between * (end - 1) + 1)
+
+
+def _of_clients(problem: Problem, clients: IntArray) -> Problem:
+    """The same problem for some of its clients."""
+
+    def chosen(block: Problem | Workload) -> dict[str, Any]:
+        values = {field.name: getattr(block, field.name) for field in fields(block)}
+        return {name: value[clients] for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    return replace(problem, **{**chosen(problem), "workload": replace(problem.workload, **chosen(problem.workload))})

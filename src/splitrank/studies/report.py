@@ -1,0 +1,308 @@
+"""One HTML file about one run or many: what was learnt in every round, and what it cost against the budgets.
+
+It opens without a network. Runs that differ in nothing but the seed are drawn as their mean and range.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from splitrank.config import flatten, plain_values
+from splitrank.errors import InputError
+from splitrank.files import write_atomically
+from splitrank.studies.recorded import RecordedRun, read_run
+from splitrank.studies.report_charts import (
+    ACCURACY,
+    BITS,
+    Line,
+    charts_of,
+    number,
+    numbers,
+    of_clients,
+    plain,
+)
+from splitrank.studies.report_page import Cell, Table, page
+
+_MEMBERS = "members"
+_MISSING = "–"
+_MAX_SHOWN_VALUE = 80
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
+    """Read run folders, each once; a folder with a sub-folder ``members`` stands for all run folders in that.
+
+    Returns:
+        the runs that can be read, and a sentence for each that cannot.
+    """
+    runs: dict[Path, RecordedRun] = {}
+    unreadable = []
+    for folder in folders:
+        try:
+            for run_folder in _run_folders(folder):
+                try:
+                    if run_folder.resolve() not in runs:
+                        runs[run_folder.resolve()] = _drawable(read_run(run_folder))
+                except InputError as error:
+                    unreadable.append("; ".join(str(error).splitlines()))
+        except OSError as error:
+            unreadable.append(f"{error.filename or folder} must be readable, got: {error.strerror}")
+    return list(runs.values()), unreadable
+
+
+def check_same_experiment(runs: Sequence[RecordedRun]) -> None:
+    """Refuse to lay results of different experiments over each other.
+
+    Raises:
+        InputError: the runs differ in their data or their classes; the message says which runs, and in what.
+    """
+    for key, what in (("source", "data"), ("labels", "classes")):
+        found: dict[str, list[str]] = {}
+        for run in runs:
+            found.setdefault(_short(_text(_data(run).get(key))), []).append(str(run.folder))
+        if len(found) > 1:
+            sides = " but ".join(f"{value} in {_listed(folders)}" for value, folders in found.items())
+            raise InputError(f"The runs of one report must have the same {what}, got {sides}; make a report of each")
+
+
+def write_report(runs: Sequence[RecordedRun], path: Path, title: str) -> None:
+    """Write the report.
+
+    Args:
+        runs: of one experiment (:func:`check_same_experiment`), at least one.
+        path: the file; it appears whole or not at all.
+        title: its heading.
+
+    Raises:
+        InputError: there is no run, or the path is a folder.
+    """
+    if not runs:
+        raise InputError("A report needs at least one run that can be read, got none; name a run's folder")
+    if path.is_dir():
+        raise InputError(f"--out must be a file, got the folder {path}; try {path / 'report.html'}")
+    lines = _lines(runs)
+    content = page(
+        title,
+        lines,
+        charts_of(lines),
+        facts=_facts(runs, lines),
+        summary=_summary("What was reached, and what it cost", lines),
+        details=_details(runs, lines),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    members = folder / _MEMBERS
+    if not members.is_dir():
+        return [folder]
+    found = [entry for entry in members.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(found, key=lambda entry: _natural_order(entry.name))
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _drawable(run: RecordedRun) -> RecordedRun:
+    for place, record in enumerate(run.records, 1):
+        if isinstance(record["round"], bool) or not isinstance(record["round"], int):
+            path = run.folder / "rounds.jsonl"
+            raise InputError(f"line {place} of {path} must have a whole number as round, got {record['round']!r}")
+    return run
+
+
+def _data(run: RecordedRun) -> dict[str, Any]:
+    data = run.manifest.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def _settings(run: RecordedRun) -> dict[str, Any]:
+    """Dotted key → value of every setting that has an effect, and which baseline it is if it is one."""
+    baseline = run.manifest.get("baseline")
+    return ({} if baseline is None else {"baseline": baseline}) | flatten(plain_values(run.config))
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
+
+
+def _text(value: Any) -> str:
+    return _MISSING if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_VALUE else f"{text[: _MAX_SHOWN_VALUE - 1]}…"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
+    """One line for every run; runs that differ in nothing but [run] and where their data lie share one."""
+    groups: dict[str, list[RecordedRun]] = {}
+    for run in runs:
+        asked = {
+            key: value for key, value in _settings(run).items() if not key.startswith("run.") and key != "data.path"
+        }
+        groups.setdefault(json.dumps(asked, sort_keys=True), []).append(run)
+    asked_by_group = [json.loads(key) for key in groups]
+    differing = _differing(asked_by_group)
+    names = [run.name for run in runs]
+    lines = []
+    for group, asked in zip(groups.values(), asked_by_group, strict=True):
+        if len(group) == 1:
+            label = group[0].name if names.count(group[0].name) == 1 else str(group[0].folder)
+        else:
+            what = ", ".join(f"{key} = {_short(_text(asked.get(key)))}" for key in differing) or "mean"
+            label = f"{what} ({len(group)} runs)"
+        lines.append(Line(label, tuple(group)))
+    return lines
+
+
+def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
+    data = _data(runs[0])
+    labels = data.get("labels")
+    classes = (
+        f"{len(labels)} classes ({_short(', '.join(map(str, labels)))})"
+        if isinstance(labels, list)
+        else "unknown classes"
+    )
+    texts = [data.get("train_texts"), data.get("test_texts")]
+    amounts = " and ".join(f"{count:,} {what} texts" for count, what in zip(texts, ("training", "test"), strict=True)
+                           if isinstance(count, int))  # fmt: skip
+    facts = [f"Data: {_text(data.get('source'))}; {classes}{f'; {amounts}' if amounts else ''}."]
+    facts.append(
+        "Accuracy and loss are measured. Latency, energy and bits are those of the simulated devices, per round; a "
+        "round takes as long as its slowest client."
+    )
+    if len(lines) < len(runs):
+        facts.append(
+            "Runs that differ only in their seed (or in threads, cache size or where their data lie) are drawn as one "
+            "line: the mean of those that recorded the round, with a band from the lowest to the highest."
+        )
+    return facts
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the summary: its heading, its number for a run, and how that is shown."""
+
+    title: str
+    of: Callable[[RecordedRun], float | None]
+    show: Callable[[float], str]
+
+
+def _last_accuracy(run: RecordedRun) -> float | None:
+    return number(run.records[-1]["accuracy"])
+
+
+def _best_accuracy(run: RecordedRun) -> float | None:
+    return max(numbers(record["accuracy"] for record in run.records), default=None)
+
+
+def _mean_rank(run: RecordedRun) -> float | None:
+    """Rounds without participants count as rank 0."""
+    ranks = numbers(record["rank"] for record in run.records if record["round"] > 0)
+    return fmean(ranks) if ranks else None
+
+
+def _total(key: str) -> Callable[[RecordedRun], float | None]:
+    """The sum over rounds and clients; None where the field was never recorded."""
+
+    def total(run: RecordedRun) -> float | None:
+        found = [value for values in of_clients(key)(run).values() for value in values]
+        return math.fsum(found) if found else None
+
+    return total
+
+
+def _slowest(key: str) -> Callable[[RecordedRun], float | None]:
+    """The sum over rounds of the slowest client's."""
+
+    def total(run: RecordedRun) -> float | None:
+        worst = [max(values) for values in of_clients(key)(run).values() if values]
+        return math.fsum(worst) if worst else None
+
+    return total
+
+
+def _time(seconds: float) -> str:
+    return f"{plain(seconds)} s"
+
+
+def _energy(joules: float) -> str:
+    return f"{plain(joules)} J"
+
+
+_COLUMNS = [
+    _Column("rounds recorded", lambda run: max(record["round"] for record in run.records), plain),
+    _Column("rounds asked for", lambda run: run.config.federation.rounds, plain),
+    _Column("last accuracy", _last_accuracy, ACCURACY.show),
+    _Column("best accuracy", _best_accuracy, ACCURACY.show),
+    _Column("mean rank", _mean_rank, plain),
+    _Column("time of all rounds", _slowest("latency_s"), _time),
+    _Column("energy of all clients", _total("energy_j"), _energy),
+    _Column("bits up", _total("uplink_bits"), BITS.show),
+    _Column("bits down", _total("downlink_bits"), BITS.show),
+]
+_PREPARATION = [
+    _Column("time to prepare the trunk, once", _slowest("preparation_s"), _time),
+    _Column("energy to prepare the trunk, once", _total("preparation_j"), _energy),
+]
+
+
+def _summary(caption: str, lines: Sequence[Line]) -> Table:
+    """A row for every line: the settings in which the lines differ, and the results."""
+    runs = [run for line in lines for run in line.runs]
+    columns = _COLUMNS + (_PREPARATION if any(_PREPARATION[0].of(run) is not None for run in runs) else [])
+    settings = [[_settings(run) for run in line.runs] for line in lines]
+    differing = _differing([one for group in settings for one in group])
+    rows = [
+        [
+            Cell(line.label),
+            *(Cell(_values_text(group, key)) for key in differing),
+            *(_result(column, line.runs) for column in columns),
+        ]
+        for line, group in zip(lines, settings, strict=True)
+    ]
+    return Table(caption, ["run", *differing, *(column.title for column in columns)], rows)
+
+
+def _values_text(settings: Sequence[dict[str, Any]], key: str) -> str:
+    texts = list(dict.fromkeys(_short(_text(one.get(key))) for one in settings))
+    return _short(", ".join(texts))
+
+
+def _result(column: _Column, runs: Sequence[RecordedRun]) -> Cell:
+    values = numbers(column.of(run) for run in runs)
+    if not values:
+        return Cell(_MISSING)
+    mean = values[0] if len(values) == 1 else fmean(values)
+    low, high = min(values), max(values)
+    return Cell(column.show(mean) + (f" ({column.show(low)} to {column.show(high)})" if low < high else ""), mean)
+
+
+def _details(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[Table]:
+    tables = []
+    if len(lines) < len(runs):
+        names = [run.name for run in runs]
+        single = [Line(run.name if names.count(run.name) == 1 else str(run.folder), (run,)) for run in runs]
+        tables.append(_summary("Every run by itself", single))
+    settings = [_settings(run) for run in runs]
+    differing = _differing(settings)
+    shared = [[Cell(key), Cell(_text(value))] for key, value in settings[0].items() if key not in differing]
+    caption = "All settings" if len(runs) == 1 else "Settings that all runs share"
+    tables.append(Table(caption, ["setting", "value"], shared))
+    return tables

@@ -1,0 +1,90 @@
+"""Run an experiment of the paper, or what is missing of it, and write down what came out.
+
+A folder per experiment: ``members/``, ``results.csv`` and ``.parquet``, ``figure.png`` and ``.pdf``, ``verdicts.json``,
+``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from splitrank.config import Config
+from splitrank.federation.budgets import encoder_shape, plan_round, planned_texts, round_problem, round_workload
+from splitrank.files import write_atomically
+from splitrank.studies import figures
+from splitrank.studies.experiments import Study
+from splitrank.studies.recorded import read_run
+from splitrank.studies.results import table_of
+from splitrank.studies.study import complete
+from splitrank.studies.sweep import Member
+from splitrank.studies.verdicts import as_lines, judge
+
+DRAWS = 200
+"""Seeds over which planned ranks are averaged, as in the calibration of the paper's constants."""
+
+
+def reproduce(
+    study: Study,
+    experiment: str,
+    members: Sequence[Member],
+    out: Path,
+    *,
+    jobs: int,
+    ray_address: str | None,
+) -> Iterator[str]:
+    """Complete an experiment and judge it; yield what to print, a line at a time.
+
+    Args:
+        members: as :func:`experiments.experiment_members` gives them.
+        out: the experiment's folder.
+
+    Raises:
+        InputError: settings that cannot be used, or ``out`` holds another study.
+        RunError: members failed; those that are finished are in the table, nothing is judged.
+    """
+    title = f"{experiment}, preset {study.name}"
+    yield from complete(members, out, title, jobs=jobs, ray_address=ray_address)
+    table = table_of(members, out / "members")
+    expected = planned_ranks(members) if "planner.method" in table else None
+    figures.save(figures.draw(experiment, table, title, study.scale, expected), out / "figure")
+    records = {member.name: read_run(out / "members" / member.name).records for member in members}
+    verdicts = judge(experiment, table, records)
+    content = {
+        "experiment": experiment,
+        "preset": study.name,
+        "seeds": sorted({member.config.run.seed for member in members}),
+        "verdicts": as_lines(verdicts),
+    }
+    write_atomically(out / "verdicts.json", json.dumps(content, indent=2) + "\n")
+    yield from (str(verdict) for verdict in verdicts)
+    yield f"{out / 'figure.png'}, {out / 'results.csv'}, {out / 'report.html'}"
+
+
+def planned_ranks(members: Sequence[Member], draws: int = DRAWS) -> pd.DataFrame:
+    """Mean common rank of each distinct member but for its seed, over many draws of clients and channels.
+
+    Returns:
+        a line for each, with its varied settings and ``rank``.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    for member in members:
+        varied = {key: value for key, value in member.varied.items() if key != "run.seed"}
+        if str(varied) not in lines:
+            lines[str(varied)] = {**varied, "rank": mean_planned_rank(member.config, draws)}
+    return pd.DataFrame(list(lines.values()))
+
+
+def mean_planned_rank(config: Config, draws: int = DRAWS) -> float:
+    """Mean common rank of round 1 over the seeds 0, 1, ...; 0 where nobody can take part."""
+    shape, texts = encoder_shape(config), planned_texts(config)
+    ranks = []
+    for seed in range(draws):
+        drawn = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+        problem = round_problem(drawn, shape, round_workload(drawn, shape, texts), 1, sit_out=True)
+        ranks.append(plan_round(drawn, problem, 1, sit_out=True).rank)
+    return sum(ranks) / draws

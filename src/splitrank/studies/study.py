@@ -1,0 +1,50 @@
+"""Bring a set of members to its end: run what is missing, tell how each ended, write table and report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from splitrank.errors import RunError
+from splitrank.progress import say, track
+from splitrank.studies.execution import is_finished, prepare, run_members
+from splitrank.studies.recorded import read_run
+from splitrank.studies.report import write_report
+from splitrank.studies.results import table_of, write_table
+from splitrank.studies.sweep import Member
+
+
+def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray_address: str | None) -> Iterator[str]:
+    """Run the members that are not finished in ``out/members``, then write ``results.csv`` and ``report.html``.
+
+    Yields:
+        a line for each member as it ends: accuracy, seconds, name.
+
+    Raises:
+        InputError: ``out`` holds other members, or the cluster cannot be reached.
+        RunError: some failed, each named with the last it said; the others' results are written all the same.
+    """
+    folder, started_s = out / "members", time.perf_counter()
+    missing = prepare(members, folder)
+    if len(missing) < len(members):
+        say(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
+    failed = []
+    outcomes = run_members(missing, folder, jobs, ray_address)
+    for outcome in track(outcomes, title, total=len(missing)):
+        name, took = outcome.member.name, f"{outcome.process_s:6.0f} s"
+        if outcome.exit_code == 0:
+            accuracy = read_run(folder / name).records[-1]["accuracy"]
+            yield f"{100 * accuracy:7.1f} % {took}  {name}"
+        else:
+            failed.append(f"{name}: {outcome.said} (all it said is in {folder / f'{name}.log'})")
+            yield f"   failed {took}  {name}"
+    finished = [member for member in members if is_finished(member, folder / member.name)]
+    if finished:
+        write_table(table_of(finished, folder), out / "results")
+        write_report([read_run(folder / member.name) for member in finished], out / "report.html", title)
+    say(f"{len(missing) - len(failed)} members in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
+    if failed:
+        raise RunError(
+            "\n".join([f"{len(failed)} of {len(members)} members failed; the same command tries them again:", *failed])
+        )

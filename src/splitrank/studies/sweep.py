@@ -1,0 +1,181 @@
+"""Which runs a sweep consists of: every combination of some settings, or a list of them, times seeds.
+
+A sweep file names a base and what varies:
+
+    base = "offline"                        # a preset or a TOML file
+    seeds = [0, 1, 2]
+
+    [set]                                   # the same for all
+    federation.rounds = 3
+
+    [grid]                                  # every combination; or [[list]] tables, one per member
+    adapter.rank = [1, 4, 16]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from splitrank.config import Config, config_of, flatten, read_toml, with_values
+from splitrank.errors import ConfigError, InputError
+
+THREADS_OF_A_MEMBER = 1
+"""What ``run.threads = 0`` becomes: bits depend on the number of threads, and must not on that of the processes."""
+
+_LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run among many.
+
+    Attributes:
+        name: tells it from the others; also its folder's name.
+        varied: dotted key → value, the settings in which it differs.
+        config: all its settings.
+        method: ``"lora"``, which is a run; or the baseline that trains every weight of the trained layers.
+    """
+
+    name: str
+    varied: dict[str, Any]
+    config: Config
+    method: Literal["lora", "full-fine-tuning"] = "lora"
+
+
+def read_sweep(path: Path) -> list[Member]:
+    """The members of a sweep file, in its order, seeds varying fastest.
+
+    Raises:
+        InputError: the file cannot be read, names no value to vary, or settings that do not exist.
+    """
+    content = read_toml(path)
+    if unknown := set(content) - {"base", "seeds", "set", "grid", "list"}:
+        raise InputError(
+            f"{path} must hold base, seeds, [set], [grid] or [[list]], got {', '.join(sorted(unknown))}; "
+            "settings that all members share go under [set]"
+        )
+    base, shared, grid, listed = (content.get(key, kind()) for key, kind, _ in _PARTS)
+    for (key, kind, rule), part in zip(_PARTS, (base, shared, grid, listed), strict=True):
+        if not isinstance(part, kind):
+            raise InputError(f"{key} in {path} must be {rule}, got {part!r}")
+    if not all(isinstance(entry, dict) for entry in listed):
+        raise InputError(f"list in {path} must be [[list]] tables of settings, got {listed!r}")
+    if grid and listed:
+        raise InputError(f"{path} must hold [grid] or [[list]], got both; write the combinations out as a list")
+    combinations = [flatten(entry) for entry in listed] if listed else list(combined(flatten(grid), str(path)))
+    seeds = _checked_seeds(content["seeds"], path) if "seeds" in content else None
+    if "seeds" not in content and not grid and not listed:
+        raise InputError(f"{path} must vary something, got an empty grid; give [grid], [[list]] or seeds")
+    return members(base or "offline", [flatten(shared)], combinations, seeds)
+
+
+_PARTS: tuple[tuple[str, type, str], ...] = (
+    ("base", str, "a preset or a TOML file"),
+    ("set", dict, "a table of settings"),
+    ("grid", dict, "a table of settings"),
+    ("list", list, "[[list]] tables of settings"),
+)
+
+
+def _checked_seeds(seeds: Any, path: Path) -> list[int]:
+    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not whole or not seeds:
+        raise InputError(f"seeds in {path} must be a list of whole numbers, such as [0, 1, 2], got {seeds!r}")
+    return list(seeds)
+
+
+def combined(grid: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """Every combination of a grid's values, the last key varying fastest.
+
+    Args:
+        grid: dotted key → list of values.
+        where: the file, for messages.
+
+    Raises:
+        InputError: a key without a list of values.
+    """
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid.{key} in {where} must be a list of at least one value, got {values!r}")
+    for values in product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def members(
+    base: str,
+    layers: Sequence[Mapping[str, Any]],
+    combinations: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int] | None,
+    method: Literal["lora", "full-fine-tuning"] = "lora",
+    prefix: str = "",
+) -> list[Member]:
+    """One member for every combination and seed.
+
+    Args:
+        base: a preset or a TOML file.
+        layers: dotted keys that all members have in common, the later over the earlier.
+        combinations: dotted keys of each.
+        seeds: values of ``run.seed``, None to leave it as it is.
+        method: of all of them.
+        prefix: what their names begin with.
+
+    Raises:
+        ConfigError: every broken rule once, however many members break it.
+        InputError: two members are the same.
+    """
+    found: dict[str, Member] = {}
+    problems: dict[str, None] = {}
+    for combination, seed in product(combinations, seeds if seeds is not None else [None]):
+        varied = {**combination, **({} if seed is None else {"run.seed": seed})}
+        try:
+            config = config_of(base, *layers, varied)
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+            continue
+        config = _wherever_it_runs(config)
+        name = prefix + member_name(varied)
+        if name in found:
+            raise InputError(f"The members of a sweep must differ, got {name} twice")
+        found[name] = Member(name, varied, config, method)
+    if problems:
+        raise ConfigError(list(problems))
+    return list(found.values())
+
+
+def _wherever_it_runs(config: Config) -> Config:
+    """The same settings with nothing left to the machine's cores or to the folder that it runs in."""
+    values: dict[str, Any] = {}
+    if config.run.threads == 0:
+        values["run.threads"] = THREADS_OF_A_MEMBER
+    if config.data.path is not None:
+        values["data.path"] = str(Path(config.data.path).resolve())
+    if Path(config.model.name).is_dir():
+        values["model.name"] = str(Path(config.model.name).resolve())
+    return with_values(config, values) if values else config
+
+
+def member_name(varied: Mapping[str, Any]) -> str:
+    """A name that can be a folder's, such as ``rank=4,seed=0``."""
+    last = [key.rpartition(".")[2] for key in varied]
+    parts = [
+        f"{key if last.count(short) > 1 else short}={_shown(varied[key])}"
+        for key, short in zip(varied, last, strict=True)
+    ]
+    full = ",".join(parts) or "all"
+    name = re.sub(r"[^\w.,=+:-]", "_", full)
+    if name != full or len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}~{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "").replace('"', "")

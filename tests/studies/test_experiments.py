@@ -1,0 +1,241 @@
+"""Promise: the experiments are the paper's, at whatever size; verdicts and figures follow from the tables alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from splitrank.config import load_config, with_values
+from splitrank.errors import InputError
+from splitrank.federation.budgets import (
+    encoder_shape,
+    plan_round,
+    planned_texts,
+    round_problem,
+    round_workload,
+)
+from splitrank.studies import figures
+from splitrank.studies.experiments import PRESETS, VARIED, chosen_experiments, experiment_members, read_study
+from splitrank.studies.reproduce import planned_ranks
+from splitrank.studies.verdicts import FAILS, HOLDS, UNRESOLVED, judge, paired
+
+# Means over 200 draws with the paper's 3 clients, for T0 at E0 = 25 kJ and for E0 at T0 = 18,000 s.
+PLANNER = {
+    "latency": [2, 3.0, 4.3, 6.9, 10.5, 16.6, 26.4, 42, 67],
+    "energy": [2.0, 3.5, 5.5, 8.3, 12.2, 16.6, 26.4, 38, 57, 64],
+}
+RANDOM_FREQUENCY = {
+    "latency": [1.0, 1.3, 1.7, 2.1, 2.5, 2.9, 3.2, 3.6, 3.9],
+    "energy": [1, 1.1, 1.1, 1.2, 1.5, 2.9, 7.9, 12.8, 15.4, 15.4],
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_gives_members(preset):
+    study = read_study(preset)
+    for experiment in chosen_experiments(study, "all"):
+        members = experiment_members(study, experiment, {}, range(2))
+        assert len({member.name for member in members}) == len(members)
+        assert {member.config.run.seed for member in members} == {0, 1}
+
+
+@pytest.mark.parametrize("experiment", ["latency", "energy"])
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_mean_ranks_are_those_of_the_calibration(preset, experiment):
+    ranks = planned_ranks(experiment_members(read_study(preset), experiment, {}, [0]))
+    for method, expected in (("exact", PLANNER), ("random-frequency", RANDOM_FREQUENCY)):
+        found = ranks[ranks["planner.method"] == method]["rank"].to_numpy()
+        np.testing.assert_allclose(found, expected[experiment], rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("experiment", ["latency", "energy"])
+def test_the_small_preset_has_the_ranks_of_the_papers_size(experiment):
+    """The same seed draws the same clients and channels, so not only the means are equal."""
+    for large, small in zip(
+        experiment_members(read_study("paper"), experiment, {}, [5]),
+        experiment_members(read_study("small"), experiment, {}, [5]),
+        strict=True,
+    ):
+        plans = []
+        for config in (large.config, small.config):
+            shape = encoder_shape(config)
+            workload = round_workload(config, shape, planned_texts(config))
+            problem = round_problem(config, shape, workload, 2, sit_out=True)
+            plans.append(plan_round(config, problem, 2, sit_out=True))
+        np.testing.assert_array_equal(plans[0].max_rank, plans[1].max_rank)
+        np.testing.assert_allclose(plans[0].frequency_hz, plans[1].frequency_hz, rtol=1e-6)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_client_is_ever_below_its_rank_under_random_frequency(preset):
+    study = read_study(preset)
+    for experiment in set(study.experiments) & {"latency", "energy", "bandwidth", "distance"}:
+        by_point: dict[str, dict[str, np.ndarray]] = {}
+        for member in experiment_members(study, experiment, {}, range(3)):
+            config = member.config
+            shape = encoder_shape(config)
+            workload = round_workload(config, shape, planned_texts(config))
+            ranks = [
+                plan_round(config, round_problem(config, shape, workload, round, sit_out=True), round, sit_out=True)
+                for round in range(1, 6)
+            ]
+            point = f"{member.varied[VARIED[experiment]]}, {config.run.seed}"
+            by_point.setdefault(point, {})[config.planner.method] = np.array([plan.max_rank for plan in ranks])
+        for point, methods in by_point.items():
+            assert (methods["exact"] >= methods["random-frequency"]).all(), (experiment, point)
+
+
+def test_placement_has_its_baselines():
+    members = experiment_members(read_study("small"), "placement", {}, [0])
+    placements = [
+        member.config.model.trained_layers for member in members if "," not in member.name.split("seed")[0][:-1]
+    ]
+    assert placements == ["first:3", "middle:3", "last:3", "all"]
+    (centralised,) = [member for member in members if member.name.startswith("centralised")]
+    federated = members[2].config
+    config = centralised.config
+    assert config.federation.num_clients == 1
+    assert (
+        config.federation.local_epochs * config.federation.rounds
+        == federated.federation.local_epochs * federated.federation.rounds
+    )
+    (full,) = [member for member in members if member.method == "full-fine-tuning"]
+    assert full.config.model.trained_layers == "last:3"
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"--preset must be one of .*did you mean small"):
+        read_study("smal")
+    with pytest.raises(InputError, match=r"EXPERIMENT must be one of placement, .* got 'bandwidth'"):
+        chosen_experiments(read_study("small"), "bandwidth")
+    with pytest.raises(InputError, match=r"adapter.rnk must be a known key"):
+        experiment_members(read_study("small"), "rank", {"adapter.rnk": 3}, [0])
+
+
+def test_a_folder_takes_the_place_of_the_offline_texts():
+    members = experiment_members(read_study("small"), "rank", {"data.path": "news"}, [0])
+    assert members[0].config.data.name is None
+    assert members[0].config.data.path.endswith("/news")
+
+
+def series(values: list[float]) -> pd.Series:
+    return pd.Series(values, index=range(len(values)))
+
+
+def test_verdicts_are_paired_over_seeds():
+    base = series([80.0, 85.0, 90.0])
+    assert paired("x", base + series([1.0, 1.1, 0.9]), base).outcome == HOLDS
+    assert paired("x", base - series([1.0, 1.1, 0.9]), base).outcome == FAILS
+    assert paired("x", base + series([1.0, -1.1, 0.9]), base).outcome == UNRESOLVED
+    one = paired("x", series([81.0]), series([80.0]))
+    assert (one.outcome, one.seeds) == (UNRESOLVED, 1)
+    assert math.isnan(one.low)
+    assert "not resolved at 1 seed: x (+1.00 points)" in str(one)
+    # Student's t with 2 degrees of freedom: 4.303 · 0.1 / sqrt(3)
+    assert paired("x", base + series([1.0, 1.1, 0.9]), base).low == pytest.approx(
+        1 - 4.3027 * 0.1 / math.sqrt(3), abs=1e-4
+    )
+
+
+def budget_table(experiment: str, gain: float) -> pd.DataFrame:
+    values = [1.0, 10.0, 100.0]
+    lines = [
+        {
+            "member": f"{method}-{value}-{seed}",
+            "method": "lora",
+            VARIED[experiment]: value,
+            "planner.method": method,
+            "run.seed": seed,
+            "accuracy": 0.5 + seed / 100 + gain * np.log10(value) / 10 + (0.05 if method == "exact" else 0) + jitter,
+            "mean_rank": 2 + np.log10(value) + (3 if method == "exact" else 0) + jitter,
+        }
+        for seed, jitter in ((0, 0.001), (1, 0.0), (2, -0.001))
+        for value in values
+        for method in ("exact", "random-frequency")
+    ]
+    return pd.DataFrame(lines)
+
+
+def rounds_with(max_rank: int) -> list[dict]:
+    return [{"clients": []}, {"clients": [{"max_rank": max_rank}, {"max_rank": 7}]}]
+
+
+@pytest.mark.parametrize("experiment", ["latency", "energy", "bandwidth"])
+def test_a_budget_experiment_is_judged(experiment):
+    table = budget_table(experiment, gain=1.0)
+    records = {name: rounds_with(5 if name.startswith("exact") else 3) for name in table["member"]}
+    table["accuracy"] += 0.002 * table["run.seed"] * (table[VARIED[experiment]] == 100)
+    assert [verdict.outcome for verdict in judge(experiment, table, records)][:1] == [HOLDS]
+    assert judge(experiment, table, records)[3].outcome == HOLDS
+    worse = {name: rounds_with(2 if name.startswith("exact") else 3) for name in table["member"]}
+    assert judge(experiment, table, worse)[3].outcome == FAILS
+    falling = budget_table(experiment, gain=-1.0)
+    falling["accuracy"] += 0.002 * falling["run.seed"] * (falling[VARIED[experiment]] == 100)
+    assert judge(experiment, falling, records)[0].outcome == FAILS
+
+
+def test_less_distance_is_the_looser_side():
+    table = budget_table("distance", gain=-1.0)
+    table["accuracy"] += 0.002 * table["run.seed"] * (table["radio.distance_m"] == 1)
+    records = {name: rounds_with(3) for name in table["member"]}
+    assert judge("distance", table, records)[0].outcome == HOLDS
+
+
+def placement_table() -> pd.DataFrame:
+    accuracies = {"first:3": 0.7, "middle:3": 0.72, "last:3": 0.8, "all": 0.85}
+    lines = []
+    for seed in range(3):
+        for prefix, method, layers in (
+            *(("", "lora", layers) for layers in accuracies),
+            ("centralised,", "lora", "last:3"),
+            ("full-fine-tuning,", "full-fine-tuning", "last:3"),
+        ):
+            lines.append(
+                {
+                    "member": f"{prefix}{layers},seed={seed}",
+                    "method": method,
+                    "model.trained_layers": layers,
+                    "run.seed": seed,
+                    "accuracy": accuracies[layers] + seed / 1000 * (1 + len(layers) + len(prefix)),
+                    "accuracy_before": 0.25,
+                    "latency_s": 10.0,
+                    "energy_j": 5.0,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def test_placements_are_judged_without_their_baselines():
+    outcomes = {verdict.expectation: verdict.outcome for verdict in judge("placement", placement_table(), {})}
+    assert outcomes["all layers are better than last:3"] == HOLDS
+    assert outcomes["last:3 is better than first:3"] == HOLDS
+    assert outcomes["first:3 is better than no fine-tuning"] == HOLDS
+    assert len(outcomes) == 9
+
+
+@pytest.mark.parametrize("experiment", ["placement", "rank", "latency", "distance"])
+def test_figures_appear_and_repeat(experiment, tmp_path):
+    if experiment == "placement":
+        table, expected = placement_table(), None
+    elif experiment == "rank":
+        table = pd.DataFrame(
+            {"adapter.rank": [1, 2, 4] * 2, "accuracy": [0.5, 0.6, 0.7] * 2, "run.seed": [0] * 3 + [1] * 3}
+        )
+        expected = None
+    else:
+        table = budget_table(experiment, 1.0)
+        expected = table.groupby([VARIED[experiment], "planner.method"], as_index=False)["mean_rank"].mean()
+        expected = expected.rename(columns={"mean_rank": "rank"})
+    for name in ("one", "two"):
+        figures.save(figures.draw(experiment, table, "a title", 0.5, expected), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+
+
+def test_a_preset_of_a_study_is_one_of_run():
+    for preset in PRESETS:
+        assert load_config(read_study(preset).base) == with_values(load_config(read_study(preset).base), {})

@@ -1,0 +1,71 @@
+"""Promise: a sweep on a Ray cluster gives what it gives here, also when a worker is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from splitrank.studies.study import complete
+from splitrank.studies.sweep import read_sweep
+
+pytestmark = [
+    pytest.mark.extras,
+    # Ray leaves sockets and processes to the garbage collector and speaks of its own future.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_model, tiny_texts, monkeypatch) -> Path:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        f"""
+[set]
+model.name = "{tiny_model()}"
+model.max_length = 32
+data.path = "{tiny_texts}"
+federation.rounds = 2
+budget.latency_s = 1e6
+budget.energy_j = 1e9
+[grid]
+adapter.rank = [1, 3]
+"""
+    )
+    return path
+
+
+def kill_one_worker() -> None:
+    """Kill the first Ray worker that has begun to run a member."""
+    until_s = time.monotonic() + 120
+    while time.monotonic() < until_s:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "studies.member" in " ".join(process.cmdline()):
+                    os.kill(process.parent().pid, signal.SIGKILL)
+                    process.kill()
+                    return
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.05)
+    raise AssertionError("no worker began")
+
+
+def test_the_same_table_even_if_a_worker_is_lost(sweep, tmp_path):
+    members = read_sweep(sweep)
+    list(complete(members, tmp_path / "here", "tiny", jobs=2, ray_address=None))
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    said = list(complete(members, tmp_path / "there", "tiny", jobs=1, ray_address="local"))
+    killer.join()
+    assert len(said) == 2
+    assert (tmp_path / "here" / "results.csv").read_bytes() == (tmp_path / "there" / "results.csv").read_bytes()
+    for member in members:
+        assert (tmp_path / "there" / "members" / member.name / "adapter").is_dir()
+        assert (tmp_path / "there" / "members" / f"{member.name}.log").read_text()

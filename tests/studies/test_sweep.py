@@ -1,0 +1,233 @@
+"""Promise: a sweep runs what its file says, goes on where it stopped, and its lines are those of single runs."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from splitrank.config import load_config
+from splitrank.errors import ConfigError, InputError
+from splitrank.studies import execution
+from splitrank.studies.execution import Outcome, is_finished, prepare
+from splitrank.studies.member import run_member
+from splitrank.studies.recorded import read_run
+from splitrank.studies.results import member_line
+from splitrank.studies.study import complete
+from splitrank.studies.sweep import Member, member_name, read_sweep
+
+
+def sweep_file(folder: Path, text: str) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def tiny_sweep(tmp_path: Path, tiny_model, tiny_texts) -> Path:
+    """Two ranks on a tiny random encoder."""
+    return sweep_file(
+        tmp_path,
+        f"""
+base = "offline"
+seeds = [1]
+[set]
+model.name = "{tiny_model()}"
+model.max_length = 32
+data.path = "{tiny_texts}"
+federation.rounds = 2
+budget.latency_s = 1e6
+budget.energy_j = 1e9
+[grid]
+adapter.rank = [1, 3]
+""",
+    )
+
+
+def test_a_grid_is_every_combination_with_seeds_fastest(tmp_path):
+    members = read_sweep(
+        sweep_file(
+            tmp_path,
+            """
+            seeds = [3, 4]
+            [set]
+            federation.rounds = 2
+            [grid]
+            adapter.rank = [1, 2]
+            train.learning_rate = [1e-4]
+            """,
+        )
+    )
+    assert [member.name for member in members] == [
+        f"rank={rank},learning_rate=0.0001,seed={seed}" for rank in (1, 2) for seed in (3, 4)
+    ]
+    assert [(member.config.adapter.rank, member.config.run.seed) for member in members] == [
+        (1, 3), (1, 4), (2, 3), (2, 4)
+    ]  # fmt: skip
+    assert {member.config.federation.rounds for member in members} == {2}
+
+
+def test_a_list_is_one_member_each_and_layers_replace_each_other(tmp_path):
+    members = read_sweep(
+        sweep_file(
+            tmp_path,
+            """
+            base = "edge"
+            [set]
+            data.path = "elsewhere"
+            [[list]]
+            adapter.rank = 4
+            [[list]]
+            client.max_frequency_hz = { uniform = [1e9, 2e9] }
+            """,
+        )
+    )
+    assert [member.config.adapter.rank for member in members] == [4, None]
+    assert Path(members[0].config.data.path).is_absolute()
+    assert members[0].config.data.name is None
+    assert len({member.name for member in members}) == 2
+
+
+def test_threads_do_not_depend_on_the_machine(tmp_path):
+    (member,) = read_sweep(sweep_file(tmp_path, "seeds = [0]"))
+    assert member.config.run.threads == 1
+    (member,) = read_sweep(sweep_file(tmp_path, "seeds = [0]\n[set]\nrun.threads = 2"))
+    assert member.config.run.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "must vary something"),
+        ("[grid]", "must vary something"),
+        ("seeds = []", "seeds .* must be a list of whole numbers"),
+        ("seeds = 3", "seeds .* must be a list of whole numbers"),
+        ("[grid]\nadapter.rank = []", "grid.adapter.rank .* at least one value"),
+        ("[grid]\nadapter.rank = 4", "grid.adapter.rank .* at least one value"),
+        ("[grid]\nadapter.rnk = [4]", "adapter.rnk must be a known key.*did you mean adapter.rank"),
+        ("[grid]\nadaptor.rank = [4]", "known key|at least one value"),
+        ("[grid]\nadapter.rank = [4, 4]", "must differ, got rank=4 twice"),
+        ("[grid]\nadapter.rank = [0]", "adapter.rank must be a whole number"),
+        ("[grid]\nadapter.rank = [1]\n[[list]]\nadapter.rank = 2", "got both"),
+        ("[grid]\nadapter.rank = [1]\nfoo = 1\n[bar]\nx = 1", "must hold base, seeds|known key|at least one value"),
+        ("rank = [1]", "must hold base, seeds, .* got rank"),
+        ("base = 3\nseeds = [0]", "base in .* must be a preset or a TOML file, got 3"),
+        ('base = "ofline"\nseeds = [0]', "did you mean offline"),
+        ("set = 3\nseeds = [0]", "set in .* must be a table"),
+        ("seeds = [0", "syntax error"),
+    ],
+)
+def test_bad_files_are_refused_in_a_sentence(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        read_sweep(sweep_file(tmp_path, text))
+
+
+def test_a_rule_that_every_member_breaks_is_told_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        read_sweep(sweep_file(tmp_path, "seeds = [0, 1, 2]\n[set]\nfederation.rounds = 0"))
+    assert len(error.value.problems) == 1
+
+
+def test_names_can_be_folders():
+    assert member_name({"model.trained_layers": [1, 2], "data.path": "a/b c"}).startswith("trained_layers=_1,2_")
+    assert "/" not in member_name({"data.path": "a/b"})
+    assert member_name({"data.path": "a/b"}) != member_name({"data.path": "a_b"})
+    assert len(member_name({"data.text": ["x" * 500]})) < 200
+    assert member_name({"client.samples": 1, "data.samples": 2}) == "client.samples=1,data.samples=2"
+
+
+def lines_of(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_runs_goes_on_and_repeats(tiny_sweep, tmp_path):
+    """Two jobs and one give the same table, a member run alone its line, and what is finished is not run again."""
+    members = read_sweep(tiny_sweep)
+    two, one = tmp_path / "two", tmp_path / "one"
+    said = list(complete(members, two, "tiny", jobs=2, ray_address=None))
+    assert len(said) == 2
+    assert (two / "report.html").is_file()
+    assert [line["member"] for line in lines_of(two)] == [member.name for member in members]
+    assert pd.read_parquet(two / "results.parquet")["accuracy"].tolist() == [
+        float(line["accuracy"]) for line in lines_of(two)
+    ]
+
+    # broken off in mid-sweep: one member not begun, one with a round missing
+    shutil.copytree(two, one)
+    shutil.rmtree(one / "members" / members[0].name)
+    broken = one / "members" / members[1].name
+    shutil.rmtree(broken / "adapter")
+    shutil.rmtree(broken / "checkpoint" / "round-000002")
+    assert prepare(members, one / "members") == members
+    assert len(list(complete(members, one, "tiny", jobs=1, ray_address=None))) == 2
+    assert (one / "results.csv").read_bytes() == (two / "results.csv").read_bytes()
+    assert list(complete(members, one, "tiny", jobs=1, ray_address=None)) == []
+
+    alone = tmp_path / "alone"
+    run_member(two / "members" / f"{members[1].name}.toml", alone, "lora")
+    again = member_line(members[1], read_run(alone))
+    assert {key: str(value) for key, value in again.items()} == lines_of(two)[1]
+
+
+def test_a_member_that_fails_stops_no_other(tiny_sweep, tmp_path):
+    """Exit code 1 and the list at the end; the same command later runs the failed one alone."""
+    members = read_sweep(tiny_sweep)
+    out = tmp_path / "out"
+    (out / "members").mkdir(parents=True)
+    (out / "members" / members[0].name).write_text("a file where the run folder should be")
+    command = [sys.executable, "-m", "splitrank", "sweep", str(tiny_sweep), "--out", str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Error: 1 of 2 members failed" in ended.stderr
+    assert f"Error: {members[0].name}: " in ended.stderr
+    assert ended.stdout.count("%") == 1
+    assert [line["member"] for line in lines_of(out)] == [members[1].name]
+    assert is_finished(members[1], out / "members" / members[1].name)
+    (out / "members" / members[0].name).unlink()
+    assert len(list(complete(members, out, "tiny", jobs=2, ray_address=None))) == 1
+    assert len(lines_of(out)) == 2
+
+
+def failing(codes: dict[str, list[int]], started: list[str]) -> Callable[..., Outcome]:
+    """A stand-in for a member's process that ends with the codes listed for it, one after the other."""
+
+    def run(member: Member, folder: Path) -> Outcome:
+        started.append(member.name)
+        code = codes.get(member.name, [0]).pop(0)
+        return Outcome(member, code, 0.0, "said")
+
+    return run
+
+
+def test_a_crash_is_tried_again_alone_and_bad_input_is_not(tiny_sweep, tmp_path, monkeypatch):
+    members = read_sweep(tiny_sweep)
+    started: list[str] = []
+    first, second = (member.name for member in members)
+    codes = {first: [-9, 0], second: [2]}
+    monkeypatch.setattr(execution, "_run_here", failing(codes, started))
+    ended = {o.member.name: o.exit_code for o in execution.run_members(members, tmp_path, 2, None)}
+    assert ended == {first: 0, second: 2}
+    assert sorted(started) == sorted([first, first, second])
+    assert started[-1] == first
+
+
+def test_a_folder_of_another_sweep_is_refused(tiny_sweep, tmp_path):
+    members = read_sweep(tiny_sweep)
+    prepare(members, tmp_path / "members")
+    tiny_sweep.write_text(tiny_sweep.read_text().replace("rounds = 2", "rounds = 3"))
+    with pytest.raises(InputError, match=r"--out must be a folder of this very sweep.*other settings"):
+        prepare(read_sweep(tiny_sweep), tmp_path / "members")
+
+
+def test_members_can_be_run_by_hand(tiny_sweep, tmp_path):
+    members = read_sweep(tiny_sweep)
+    prepare(members, tmp_path / "members")
+    for member in members:
+        assert load_config(str(tmp_path / "members" / f"{member.name}.toml")) == member.config
