@@ -380,10 +380,7 @@ def test_runs_of_one_name_keep_apart(tmp_path):
         make_run(tmp_path / "a" / "run", records(1)),
         make_run(tmp_path / "b" / "run", records(1), "adapter.rank=4"),
     )
-    assert [trace["name"] for trace in chart_data(page)["rank"]] == [
-        str(tmp_path / "a" / "run"),
-        str(tmp_path / "b" / "run"),
-    ]
+    assert [trace["name"] for trace in chart_data(page)["rank"]] == ["a/run", "b/run"]
 
 
 def test_other_data_or_classes_are_refused(tmp_path):
@@ -395,6 +392,15 @@ def test_other_data_or_classes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r'same classes, .*"so-so".* in .*classes'):
         check_same_experiment(read_runs([one, classes])[0])
     check_same_experiment(read_runs([one])[0])
+
+
+def test_other_rows_of_the_same_texts_are_the_same_experiment(tmp_path):
+    """A sweep over seeds draws other rows; they may be laid over each other, and the page names no seed."""
+    drawn = [
+        make_run(tmp_path / f"seed-{seed}", records(1), source=f"news of 2026; 100 of 900 training rows by seed {seed}")
+        for seed in (0, 1)
+    ]
+    assert "Data: news of 2026; 2 classes" in report_of(tmp_path, *drawn)
 
 
 def test_nothing_to_report_and_a_folder_in_the_way(tmp_path):

@@ -137,9 +137,10 @@ def _budget(
             to_and_from = partial(np.multiply, 1 / scale), partial(np.multiply, scale)
             second = axes.secondary_xaxis("top", functions=to_and_from)
             second.set_xlabel("the same budget at the paper's size", fontsize=9)
+    least = table["mean_rank"].min()  # 0 where no client could take part
     rank.set_yscale("symlog", linthresh=1)
-    rank.set_ylim(bottom=0)
-    ticks = [0, 1, 2, 4, 8, 16, 32, 64, 128]
+    rank.set_ylim(0 if least < 1 else 0.9, 140)
+    ticks = [*([0] if least < 1 else []), 1, 2, 4, 8, 16, 32, 64, 128]
     rank.set_yticks(ticks, [str(tick) for tick in ticks])
     accuracy.set_ylabel("accuracy on the test texts [%]")
     rank.set_ylabel("common rank, mean over rounds")

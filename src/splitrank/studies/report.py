@@ -62,12 +62,12 @@ def check_same_experiment(runs: Sequence[RecordedRun]) -> None:
     Raises:
         InputError: the runs differ in their data or their classes; the message says which runs, and in what.
     """
-    for key, what in (("source", "data"), ("labels", "classes")):
+    for what, value_of in (("data", _source), ("classes", lambda run: _text(_data(run).get("labels")))):
         found: dict[str, list[str]] = {}
         for run in runs:
-            found.setdefault(_short(_text(_data(run).get(key))), []).append(str(run.folder))
+            found.setdefault(value_of(run), []).append(str(run.folder))
         if len(found) > 1:
-            sides = " but ".join(f"{value} in {_listed(folders)}" for value, folders in found.items())
+            sides = " but ".join(f"{_short(value)} in {_listed(folders)}" for value, folders in found.items())
             raise InputError(f"The runs of one report must have the same {what}, got {sides}; make a report of each")
 
 
@@ -125,6 +125,11 @@ def _data(run: RecordedRun) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _source(run: RecordedRun) -> str:
+    """Where the texts are from; how many of them were drawn by which seed, told after it, may differ."""
+    return _text(_data(run).get("source")).partition(";")[0]
+
+
 def _settings(run: RecordedRun) -> dict[str, Any]:
     """Dotted key → value of every setting that has an effect, and which baseline it is if it is one."""
     baseline = run.manifest.get("baseline")
@@ -163,7 +168,8 @@ def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
     lines = []
     for group, asked in zip(groups.values(), asked_by_group, strict=True):
         if len(group) == 1:
-            label = group[0].name if names.count(group[0].name) == 1 else str(group[0].folder)
+            folder = group[0].folder.resolve()
+            label = group[0].name if names.count(group[0].name) == 1 else f"{folder.parent.name}/{folder.name}"
         else:
             what = ", ".join(f"{key} = {_short(_text(asked.get(key)))}" for key in differing) or "mean"
             label = f"{what} ({len(group)} runs)"
@@ -182,7 +188,9 @@ def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
     texts = [data.get("train_texts"), data.get("test_texts")]
     amounts = " and ".join(f"{count:,} {what} texts" for count, what in zip(texts, ("training", "test"), strict=True)
                            if isinstance(count, int))  # fmt: skip
-    facts = [f"Data: {_text(data.get('source'))}; {classes}{f'; {amounts}' if amounts else ''}."]
+    sources = {_text(_data(run).get("source")) for run in runs}
+    source = sources.pop() if len(sources) == 1 else _source(runs[0])
+    facts = [f"Data: {source}; {classes}{f'; {amounts}' if amounts else ''}."]
     facts.append(
         "Accuracy and loss are measured. Latency, energy and bits are those of the simulated devices, per round; a "
         "round takes as long as its slowest client."

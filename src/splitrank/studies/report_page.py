@@ -251,7 +251,7 @@ def _data(charts: Sequence[Chart]) -> dict[str, Any]:
 
 def _round_step(last: int) -> int:
     """1, 2 or 5 times a power of ten, so that about ten ticks fit."""
-    power = 10 ** max(0, int(math.log10(max(last, 1) / 10)))
+    power: int = 10 ** max(0, int(math.log10(max(last, 1) / 10)))
     return next(step * power for step in (1, 2, 5, 10) if last <= 10 * step * power)
 
 
