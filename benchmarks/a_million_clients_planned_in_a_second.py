@@ -116,7 +116,7 @@ def against_scip(num_clients: int, count: int, repeats: int) -> dict[str, Paired
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--problems", type=int, default=200, help="small problems that both solve, of each size")
+    parser.add_argument("--problems", type=int, default=100, help="small problems that both solve, of each size")
     arguments = parser.parse_args()
     plan_s: dict[str, dict[int, list[float]]] = {}
     for name, (preset, changes) in SETTINGS.items():

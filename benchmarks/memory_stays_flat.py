@@ -43,7 +43,7 @@ SHORT = {
     "base": Size(rows=2000, clients=4, rounds=2, training=4),
     "rounds": Size(rows=2000, clients=4, rounds=6, training=4),
     "clients": Size(rows=2000, clients=40, rounds=2, training=40),
-    "rows": Size(rows=6000, clients=12, rounds=2, training=4),
+    "rows": Size(rows=4000, clients=8, rounds=2, training=4),
 }
 FULL = {
     "base": Size(rows=10_000, clients=3, rounds=2, training=3),

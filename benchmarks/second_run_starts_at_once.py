@@ -27,7 +27,7 @@ SECOND = ["adapter.rank=4", "run.seed=1", "budget.latency_s=1e7", "budget.energy
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-rows", type=int, default=1000, help="training texts of all three clients together")
+    parser.add_argument("--train-rows", type=int, default=600, help="training texts of all three clients together")
     parser.add_argument("--test-rows", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=("minilm", "roberta-base-shape"), default=None)

@@ -300,7 +300,7 @@ def reproduce(
 
 
 def _jobs(jobs: int) -> int:
-    return jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or os.cpu_count() or 1
+    return jobs or os.cpu_count() or 1
 
 
 def _print_study(lines: Iterator[str], folder: Path) -> None:

@@ -18,6 +18,18 @@ HOSTILE = "<img src=x onerror=alert(1)></script><b>"
 SOURCE = "reviews of 2026"
 
 
+@pytest.fixture(autouse=True)
+def small_pages(request, monkeypatch):
+    """Spare most tests the megabytes of Plotly's script."""
+    if "whole_page" not in request.fixturenames:
+        monkeypatch.setattr("splitrank.studies.report_page.get_plotlyjs", lambda: "/* Plotly */")
+
+
+@pytest.fixture
+def whole_page():
+    """Ask for pages as they are."""
+
+
 def client_entry(client: int, round: int, **changes: Any) -> dict[str, Any]:
     """What a client leaves in a round in which it trained; odd decimals, so that rounding would show."""
     return {
@@ -224,6 +236,34 @@ def test_what_limits_and_who_sat_out(tmp_path):
     assert error["y"][3] is None
 
 
+def test_fillings_are_explained_and_axes_of_counts_are_whole(tmp_path):
+    page = report_of(tmp_path, make_run(tmp_path / "a", records(2)))
+    for trace in chart_data(page)["binding"]:
+        what = trace["name"].removeprefix("a, limited by ").removeprefix("a, ")
+        assert re.search(rf'class="part part-{trace["meta"]["part"]}"[^>]*></span> {what}<', page)
+    (found,) = re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)
+    steps = {chart["key"]: chart["step"] for chart in json.loads(found)["charts"]}
+    assert (steps["binding"], steps["rank"], steps["accuracy"]) == (1, 1, None)
+
+
+def test_a_round_for_nobody_has_its_budget_all_the_same(tmp_path):
+    lines = records(3)
+    lines[2] = round_record(2, [sitting_out(client, binding="energy") for client in range(3)], rank=0)
+    charts = chart_data(
+        report_of(tmp_path, make_run(tmp_path / "a", lines), make_run(tmp_path / "b", lines, "budget.latency_s=60"))
+    )
+    budgets = [trace["y"] for trace in charts["latency"] if "budget" in trace["name"]]
+    assert budgets == [[None, 120, 120, 120]] * 3 + [[None, 60, 60, 60]] * 3
+
+
+def test_long_names_are_told_apart_when_pointed_at(tmp_path):
+    names = [f"{'long-' * 20}{number}" for number in (1, 2)]
+    folders = [make_run(tmp_path / name, records(1), f"adapter.rank={len(names)}{name[-1]}") for name in names]
+    shown = [trace["name"] for trace in chart_data(report_of(tmp_path, *folders))["rank"]]
+    assert len(set(shown)) == 2
+    assert all(len(name) <= 61 for name in shown)
+
+
 def test_the_summary(tmp_path):
     lines = records(3)
     lines[2]["accuracy"] = 0.987654321
@@ -242,8 +282,8 @@ def test_the_summary(tmp_path):
     energy = sum(client["energy_j"] for line in lines[1:] for client in line["clients"])
     assert json.loads(first["energy of all clients"][1]) == pytest.approx(energy, rel=1e-12)
     assert json.loads(first["bits up"][1]) == 9_018_000
-    assert json.loads(first["time to prepare the trunk, once"][1]) == 5.5
-    assert json.loads(first["energy to prepare the trunk, once"][1]) == 0.75
+    assert json.loads(first["one-off preparation time"][1]) == 5.5
+    assert json.loads(first["one-off preparation energy"][1]) == 0.75
 
 
 def test_only_round_zero(tmp_path):
@@ -295,13 +335,13 @@ def test_runs_that_differ_in_the_seed_are_a_mean_with_its_range(tmp_path):
             folders.append(make_run(name, lines, f"adapter.rank={rank}", f"run.seed={seed}"))
     page = report_of(tmp_path, *folders)
     two, four = chart_data(page)["accuracy"]
-    assert two["name"] == "adapter.rank = 2 (3 runs)"
+    assert two["name"] == "rank=2 (3 runs)"
     assert two["x"] == [0, 1, 2, 3, 4]
     assert two["y"] == pytest.approx([0.102, 0.112, 0.122, 0.182, 0.242])
     assert four["y"][0] == pytest.approx(0.104)
     row = Elements(page).table("Accuracy")[2]
-    assert json.loads(row["adapter.rank = 2 (3 runs): lowest"][1]) == pytest.approx(0.022)
-    assert json.loads(row["adapter.rank = 2 (3 runs): highest"][1]) == pytest.approx(0.222)
+    assert json.loads(row["rank=2 (3 runs): lowest"][1]) == pytest.approx(0.022)
+    assert json.loads(row["rank=2 (3 runs): highest"][1]) == pytest.approx(0.222)
     assert "band from the lowest to the highest" in page
     assert len(Elements(page).table("Every run by itself")) == 6
     (band, _) = [trace for trace in _traces(page, "accuracy") if trace["meta"]["kind"] == "band"]
@@ -312,6 +352,34 @@ def test_runs_that_differ_in_the_seed_are_a_mean_with_its_range(tmp_path):
 def _traces(page: str, key: str) -> list[dict[str, Any]]:
     (found,) = re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)
     return next(chart["traces"] for chart in json.loads(found)["charts"] if chart["key"] == key)
+
+
+def test_a_group_is_named_by_what_sets_it_apart(tmp_path):
+    """And by no setting that only follows from another one, such as the range of random draws."""
+    folders = [
+        make_run(tmp_path / f"{method}-{energy}-{seed}", records(1), f"planner.method={method}",
+                 f"budget.energy_j={energy}", f"run.seed={seed}")
+        for method in ("exact", "random-frequency") for energy in (4, 8) for seed in (0, 1)
+    ]  # fmt: skip
+    names = [trace["name"] for trace in chart_data(report_of(tmp_path, *folders))["rank"]]
+    assert names == [
+        "energy_j=4,method=exact (2 runs)",
+        "energy_j=8,method=exact (2 runs)",
+        "energy_j=4,method=random-frequency (2 runs)",
+        "energy_j=8,method=random-frequency (2 runs)",
+    ]
+
+
+def test_groups_of_planned_and_fixed_rank_are_told_apart(tmp_path):
+    folders = [
+        make_run(tmp_path / f"{number}-{seed}", records(1), *overrides, f"run.seed={seed}")
+        for number, overrides in enumerate(([], ["adapter.rank=4"]))
+        for seed in (0, 1)
+    ]
+    names = [trace["name"] for trace in chart_data(report_of(tmp_path, *folders))["rank"]]
+    assert names == ["max_rank=128 (2 runs)", "rank=4 (2 runs)"]
+    only = [trace["name"] for trace in chart_data(report_of(tmp_path, *folders[:2]))["rank"]]
+    assert only == ["all (2 runs)"]
 
 
 def test_a_baseline_is_not_averaged_with_the_run_of_the_same_settings(tmp_path):
@@ -379,8 +447,10 @@ def test_runs_of_one_name_keep_apart(tmp_path):
         tmp_path,
         make_run(tmp_path / "a" / "run", records(1)),
         make_run(tmp_path / "b" / "run", records(1), "adapter.rank=4"),
+        make_run(tmp_path / "b" / "a" / "run", records(1), "adapter.rank=8"),
+        make_run(tmp_path / "b" / "other", records(1), "adapter.rank=2"),
     )
-    assert [trace["name"] for trace in chart_data(page)["rank"]] == ["a/run", "b/run"]
+    assert [trace["name"] for trace in chart_data(page)["rank"]] == ["a/run", "b/run", "b/a/run", "other"]
 
 
 def test_other_data_or_classes_are_refused(tmp_path):
@@ -449,6 +519,8 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert "<img" not in without_scripts(page)
     assert "&lt;img src=x onerror=alert(1)&gt;&lt;/script&gt;&lt;b&gt;" in without_scripts(page)
     assert not any(name.startswith("on") for _, attributes in Elements(page).found for name in attributes)
+    (data,) = re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)
+    assert not set("<>&") & set(data)
     # Plotly takes names and texts for markup once more.
     for traces in chart_data(page).values():
         for trace in traces:
@@ -457,8 +529,11 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert any("&lt;img" in trace["name"] for trace in chart_data(page)["accuracy"])
 
 
-def test_nothing_is_fetched(tmp_path):
-    elements = Elements(report_of(tmp_path, make_run(tmp_path / "a", records(1))))
+def test_nothing_is_fetched(tmp_path, whole_page):
+    page = report_of(tmp_path, make_run(tmp_path / "a", records(1)))
+    assert page.count("* plotly.js v") == 1
+    elements = Elements(page)
+    assert [tag for tag, _ in elements.found].count("script") == 3
     for tag, attributes in elements.found:
         assert "src" not in attributes, tag
         assert tag != "link" or attributes["href"] == "data:,"

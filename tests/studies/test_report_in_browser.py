@@ -181,6 +181,25 @@ def test_the_legend_hides_a_run_in_every_chart(browser, report):
     assert browser.execute_script(visible) == before
 
 
+def test_one_button_hides_and_shows_many_runs(browser, tmp_path):
+    folders = [make_run(tmp_path / f"r{rank}", records(2), f"adapter.rank={rank}") for rank in range(1, 7)]
+    runs, _ = read_runs(folders)
+    write_report(runs, tmp_path / "report.html", "Many")
+    open_page(browser, tmp_path / "report.html")
+    shown = (
+        "return [document.querySelectorAll('.legend [aria-pressed=true]').length,"
+        " document.querySelector('#chart-accuracy').data.filter((trace) => trace.visible).length]"
+    )
+    all_of_them, first = browser.find_element("css selector", ".legend .all"), ".legend [data-line='0']"
+    assert browser.execute_script(shown) == [6, 6]
+    all_of_them.click()
+    assert browser.execute_script(shown) == [0, 0]
+    browser.find_element("css selector", first).click()
+    assert browser.execute_script(shown) == [1, 1]
+    all_of_them.click()
+    assert browser.execute_script(shown) == [6, 6]
+
+
 def same(ones: list[str], others: list[str]) -> list[bool]:
     return [one == other for one, other in zip(ones, others, strict=True)]
 

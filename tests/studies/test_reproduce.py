@@ -91,8 +91,9 @@ def test_what_no_run_left_behind_is_named(tmp_path):
     rounds = folder / "rounds.jsonl"
     for content, says in (
         ("", "must hold at least round 0"),
-        ("{", "line 1 of .*rounds.jsonl must be a JSON object"),
-        ("{}", "line 1 of .*rounds.jsonl must be the record of a round"),
+        ('{"round": 0', "must hold at least round 0"),  # as a run leaves it that is writing
+        ("{\n", "line 1 of .*rounds.jsonl must be a JSON object"),
+        ("{}\n", "line 1 of .*rounds.jsonl must be the record of a round"),
         ("\xff", "must be readable"),
     ):
         rounds.write_bytes(content.encode("latin-1"))

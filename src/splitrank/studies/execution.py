@@ -89,6 +89,8 @@ def run_members(members: Sequence[Member], folder: Path, jobs: int, ray_address:
         jobs: how many processes at a time on this machine.
         ray_address: of a Ray cluster to use instead, as ``ray.init`` takes it.
     """
+    if not members:
+        return
     start = _on_ray(members, folder, ray_address) if ray_address else _locally(members, folder, jobs)
     failed = []
     for outcome in start:

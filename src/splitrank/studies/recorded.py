@@ -46,7 +46,8 @@ def read_run(folder: Path) -> RecordedRun:
     records = []
     path = folder / "rounds.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A run that is at work may not have written all of its last line.
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be readable, got: {error}") from None
     for number, line in enumerate(lines, 1):

@@ -4,7 +4,7 @@
 (() => {
   const report = JSON.parse(document.getElementById("report-data").textContent);
   const hiddenLines = new Set();
-  const patterns = ["", "/", "x", ".", "-", "+"];
+  const patterns = ["", "/", "x", ".", "|", "-"];
 
   function currentLook() {
     const css = getComputedStyle(document.documentElement);
@@ -21,12 +21,13 @@
     const colour = index === null ? look.muted : look.lines[index];
     const result = { ...trace, visible: !hiddenLines.has(line), hoverlabel: { bordercolor: colour } };
     if (kind === "band") {
-      return { ...result, fillcolor: `${colour}30`, line: { width: 1, color: `${colour}30` } };
+      const pale = `${colour}${report.is_crowded ? "18" : "30"}`;
+      return { ...result, fillcolor: pale, line: { width: 1, color: pale } };
     }
     if (kind === "bar") {
-      const pattern = { shape: patterns[part % patterns.length], bgcolor: look.card, fgcolor: colour, fillmode: "replace" };
+      const pattern = { shape: patterns[part], bgcolor: look.card, fgcolor: colour, fillmode: "replace" };
       pattern.size = 7;
-      return { ...result, marker: { color: colour, pattern, line: { color: colour, width: 1 } } };
+      return { ...result, marker: { color: colour, pattern, line: { color: colour, width: trace.y.map((height) => (height ? 1 : 0)) } } };
     }
     return { ...result, line: { ...trace.line, color: colour }, marker: { ...trace.marker, color: colour } };
   }
@@ -40,7 +41,7 @@
       xaxis: { ...axis, title: { text: "round" }, range: report.round_range, dtick: report.round_step, zeroline: false },
       yaxis: {
         ...axis, title: { text: chart.axis }, tickformat: chart.tick_format,
-        rangemode: chart.from_zero ? "tozero" : "normal", ...(chart.is_stacked ? { minallowed: 0 } : {}),
+        rangemode: chart.from_zero ? "tozero" : "normal", ...(chart.step === null ? {} : { dtick: chart.step }),
       },
       barmode: "stack", bargap: 0.25,
       hovermode: "closest", hoverlabel: { align: "left", bgcolor: look.card, font: { color: look.text } },
@@ -63,14 +64,26 @@
     }
   }
 
-  for (const button of document.querySelectorAll(".legend button")) {
+  const buttons = Array.from(document.querySelectorAll(".legend [data-line]"));
+
+  function show(button, isShown) {
+    const line = Number(button.dataset.line);
+    if (isShown) hiddenLines.delete(line);
+    else hiddenLines.add(line);
+    button.setAttribute("aria-pressed", String(isShown));
+  }
+
+  for (const button of buttons) {
     button.addEventListener("click", () => {
-      const line = Number(button.dataset.line);
-      if (!hiddenLines.delete(line)) hiddenLines.add(line);
-      button.setAttribute("aria-pressed", String(!hiddenLines.has(line)));
+      show(button, hiddenLines.has(Number(button.dataset.line)));
       draw();
     });
   }
+  document.querySelector(".legend .all")?.addEventListener("click", () => {
+    const isShown = hiddenLines.size > 0;
+    for (const button of buttons) show(button, isShown);
+    draw();
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 })();

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,10 @@ from splitrank.studies.report_charts import (
     of_clients,
     plain,
 )
-from splitrank.studies.report_page import Cell, Table, page
+from splitrank.studies.report_page import MISSING, Cell, Table, page
+from splitrank.studies.sweep import member_name
 
 _MEMBERS = "members"
-_MISSING = "–"
 _MAX_SHOWN_VALUE = 80
 
 
@@ -143,7 +144,7 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return _MISSING if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return MISSING if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _short(text: str) -> str:
@@ -152,6 +153,19 @@ def _short(text: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _names(runs: Sequence[RecordedRun]) -> dict[Path, str]:
+    """Folder → the run's name, with as much of the path before it as tells it from others of that name."""
+    by_name: dict[str, list[Path]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run.folder)
+    names = {}
+    for name, folders in by_name.items():
+        shared = os.path.commonpath([folder.resolve() for folder in folders])
+        for folder in folders:
+            names[folder] = name if len(folders) == 1 else str(folder.resolve().relative_to(shared))
+    return names
 
 
 def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
@@ -163,18 +177,24 @@ def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
         }
         groups.setdefault(json.dumps(asked, sort_keys=True), []).append(run)
     asked_by_group = [json.loads(key) for key in groups]
-    differing = _differing(asked_by_group)
-    names = [run.name for run in runs]
+    names = _names(runs)
     lines = []
     for group, asked in zip(groups.values(), asked_by_group, strict=True):
         if len(group) == 1:
-            folder = group[0].folder.resolve()
-            label = group[0].name if names.count(group[0].name) == 1 else f"{folder.parent.name}/{folder.name}"
+            label = names[group[0].folder]
         else:
-            what = ", ".join(f"{key} = {_short(_text(asked.get(key)))}" for key in differing) or "mean"
-            label = f"{what} ({len(group)} runs)"
+            label = f"{_what_varies(asked, asked_by_group)} ({len(group)} runs)"
         lines.append(Line(label, tuple(group)))
     return lines
+
+
+def _what_varies(asked: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """A group's settings, as far as they tell it from the other groups."""
+    differing = _differing(others)
+    # A key that only some have mostly follows from another one, such as planner.random_range from planner.method.
+    common = [key for key in differing if all(key in other for other in others)]
+    is_enough = len({json.dumps([other[key] for key in common]) for other in others}) == len(others)
+    return member_name({key: asked[key] for key in (common if is_enough else differing) if key in asked})
 
 
 def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
@@ -254,38 +274,42 @@ def _energy(joules: float) -> str:
     return f"{plain(joules)} J"
 
 
-_COLUMNS = [
-    _Column("rounds recorded", lambda run: max(record["round"] for record in run.records), plain),
-    _Column("rounds asked for", lambda run: run.config.federation.rounds, plain),
+_RESULTS = [
     _Column("last accuracy", _last_accuracy, ACCURACY.show),
     _Column("best accuracy", _best_accuracy, ACCURACY.show),
     _Column("mean rank", _mean_rank, plain),
+]
+_COSTS = [
+    _Column("rounds recorded", lambda run: max(record["round"] for record in run.records), plain),
+    _Column("rounds asked for", lambda run: run.config.federation.rounds, plain),
     _Column("time of all rounds", _slowest("latency_s"), _time),
     _Column("energy of all clients", _total("energy_j"), _energy),
     _Column("bits up", _total("uplink_bits"), BITS.show),
     _Column("bits down", _total("downlink_bits"), BITS.show),
 ]
 _PREPARATION = [
-    _Column("time to prepare the trunk, once", _slowest("preparation_s"), _time),
-    _Column("energy to prepare the trunk, once", _total("preparation_j"), _energy),
+    _Column("one-off preparation time", _slowest("preparation_s"), _time),
+    _Column("one-off preparation energy", _total("preparation_j"), _energy),
 ]
 
 
 def _summary(caption: str, lines: Sequence[Line]) -> Table:
-    """A row for every line: the settings in which the lines differ, and the results."""
+    """A row for every line: what was reached, the settings in which the lines differ, what it cost."""
     runs = [run for line in lines for run in line.runs]
-    columns = _COLUMNS + (_PREPARATION if any(_PREPARATION[0].of(run) is not None for run in runs) else [])
+    costs = _COSTS + (_PREPARATION if any(_PREPARATION[0].of(run) is not None for run in runs) else [])
     settings = [[_settings(run) for run in line.runs] for line in lines]
     differing = _differing([one for group in settings for one in group])
     rows = [
         [
             Cell(line.label),
+            *(_result(column, line.runs) for column in _RESULTS),
             *(Cell(_values_text(group, key)) for key in differing),
-            *(_result(column, line.runs) for column in columns),
+            *(_result(column, line.runs) for column in costs),
         ]
         for line, group in zip(lines, settings, strict=True)
     ]
-    return Table(caption, ["run", *differing, *(column.title for column in columns)], rows)
+    titles = [*(column.title for column in _RESULTS), *differing, *(column.title for column in costs)]
+    return Table(caption, ["run", *titles], rows)
 
 
 def _values_text(settings: Sequence[dict[str, Any]], key: str) -> str:
@@ -296,7 +320,7 @@ def _values_text(settings: Sequence[dict[str, Any]], key: str) -> str:
 def _result(column: _Column, runs: Sequence[RecordedRun]) -> Cell:
     values = numbers(column.of(run) for run in runs)
     if not values:
-        return Cell(_MISSING)
+        return Cell(MISSING)
     mean = values[0] if len(values) == 1 else fmean(values)
     low, high = min(values), max(values)
     return Cell(column.show(mean) + (f" ({column.show(low)} to {column.show(high)})" if low < high else ""), mean)
@@ -305,9 +329,8 @@ def _result(column: _Column, runs: Sequence[RecordedRun]) -> Cell:
 def _details(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[Table]:
     tables = []
     if len(lines) < len(runs):
-        names = [run.name for run in runs]
-        single = [Line(run.name if names.count(run.name) == 1 else str(run.folder), (run,)) for run in runs]
-        tables.append(_summary("Every run by itself", single))
+        names = _names(runs)
+        tables.append(_summary("Every run by itself", [Line(names[run.folder], (run,)) for run in runs]))
     settings = [_settings(run) for run in runs]
     differing = _differing(settings)
     shared = [[Cell(key), Cell(_text(value))] for key, value in settings[0].items() if key not in differing]

@@ -26,7 +26,8 @@ SYMBOLS = ("●", "■", "◆", "▲", "✚", "✖", "★", "▼")
 _MAX_CLIENTS = len(SYMBOLS)
 _MAX_CLIENT_LINES = 24
 
-_CONSTRAINTS = ("latency", "energy", "frequency", "rank-cap", "memory")
+_CONSTRAINTS = ("latency", "energy", "frequency", "rank-cap")
+_OTHER_CONSTRAINT, _SAT_OUT = len(_CONSTRAINTS), len(_CONSTRAINTS) + 1
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Quantity:
     Attributes:
         axis: title of the axis, with the unit.
         tick_format: d3's format of the axis.
+        is_whole: whether the axis counts in whole numbers.
         show: a number as text, with the unit.
     """
 
     axis: str
     tick_format: str
     show: Callable[[float], str]
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Series:
         colour: index of the colour; None for a neutral one.
         symbol: index of the marker's shape.
         dash: how the line is drawn.
-        part: index of the part of a stacked bar.
+        part: index of the filling of a stacked bar.
     """
 
     line: int | None
@@ -99,7 +102,7 @@ class Chart:
         series: what is drawn.
         budgets: the limits drawn with it.
         clients: clients told apart by the shape of the markers, in the order of the shapes.
-        is_stacked: whether the series are the parts of bars.
+        parts: filling → what it stands for, where the series are the parts of stacked bars.
         from_zero: whether the vertical axis starts at 0.
     """
 
@@ -110,8 +113,13 @@ class Chart:
     series: list[Series]
     budgets: list[Series]
     clients: list[int]
-    is_stacked: bool = False
+    parts: dict[int, str] | None = None
     from_zero: bool = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run has recorded any of its numbers."""
+        return all(value is None for series in self.series for value in series.values)
 
 
 def plain(value: float) -> str:
@@ -121,12 +129,14 @@ def plain(value: float) -> str:
 
 ACCURACY = Quantity("accuracy on the test texts", ".2~%", lambda value: f"{100 * value:.2f} %")
 LOSS = Quantity("cross-entropy [nats]", "", plain)
-RANK = Quantity("LoRA rank", "", plain)
+RANK = Quantity("LoRA rank", "", plain, is_whole=True)
 SECONDS = Quantity("seconds per round", "", lambda value: f"{plain(value)} s")
 JOULES = Quantity("joules per round", "", lambda value: f"{plain(value)} J")
 BITS = Quantity("bits", "~s", lambda value: f"{value:,.0f} bit")
 SHARE = Quantity("relative error", "", plain)
-CLIENTS = Quantity("clients", "", lambda value: f"{plain(value)} {'client' if value == 1 else 'clients'}")
+CLIENTS = Quantity(
+    "clients", "", lambda value: f"{plain(value)} {'client' if value == 1 else 'clients'}", is_whole=True
+)
 
 
 def number(value: Any) -> float | None:
@@ -178,10 +188,10 @@ def mean_train_loss(run: RecordedRun) -> dict[int, list[float]]:
 
 
 def latency_budget(run: RecordedRun) -> dict[int, list[float]]:
-    """T0 in every round that has times."""
-    return {
-        round: [run.config.budget.latency_s] if times else [] for round, times in of_clients("latency_s")(run).items()
-    }
+    """T0 in every round after round 0, if any times were recorded."""
+    times = of_clients("latency_s")(run)
+    is_timed = any(times.values())
+    return {round: [run.config.budget.latency_s] if is_timed and round > 0 else [] for round in times}
 
 
 def charts_of(lines: Sequence[Line]) -> list[Chart]:
@@ -268,7 +278,9 @@ def _loss(lines: Sequence[Line]) -> Chart:
 
 def _total_bits(lines: Sequence[Line]) -> Chart:
     series = _two_kinds(lines, BITS, ("up", total_so_far("uplink_bits")), ("down", total_so_far("downlink_bits")))
-    note = "All clients together, from the first round on. Solid: up. Dashed: down."
+    note = (
+        "All clients together, from the first round on. Solid: up. Dashed: down; where both are equal, one line shows."
+    )
     return Chart("bits", "Bits sent so far", note, BITS, series, [], [])
 
 
@@ -312,10 +324,14 @@ def _per_client(
                 budgets.append(limit)
                 drawn = replace(drawn, texts=_against(drawn, limit))
             series.append(drawn)
-    note = "" if clients else "The line is the mean, the band goes from the lowest client to the highest."
+    note = (
+        "Of equal numbers one shows."
+        if clients
+        else "The line is the mean, the band goes from the lowest client to the highest."
+    )
     if budget is not None:
         note += f" Dotted: the budget{' of each client' if isinstance(budget, str) else ''}."
-    return Chart(key, title, note.strip(), quantity, series, _merged(budgets, quantity), clients)
+    return Chart(key, title, note, quantity, series, _merged(budgets, quantity), clients)
 
 
 def _against(drawn: Series, limit: Series) -> list[str]:
@@ -355,23 +371,35 @@ def _binding(lines: Sequence[Line]) -> Chart:
     found = {entry["binding"] for line in lines for run in line.runs for record in run.records
              for entry in clients_of(record) if isinstance(entry.get("binding"), str)}  # fmt: skip
     constraints = [name for name in _CONSTRAINTS if name in found] + sorted(found - set(_CONSTRAINTS))
-    parts = [*((name, f"limited by {name}") for name in constraints), (None, "sat out")]
+    sat_out = any(values[0] for line in lines for run in line.runs for values in _count(None)(run).values() if values)
     series = []
     for index, line in enumerate(lines):
-        for part, (constraint, what) in enumerate(parts):
+        for constraint in (*constraints, None) if sat_out else constraints:
+            what = "sat out" if constraint is None else f"limited by {constraint}"
             one = _series(index, line, _count(constraint), CLIENTS, f"{line.label}, {what}")
-            place = NUM_COLOURS - 1 if constraint is None else part
-            one = replace(one, low=None, high=None, part=part, colour=place if len(lines) == 1 else index)
+            part = _part(constraint)
+            colour = part if len(lines) == 1 else one.colour
+            one = replace(one, low=None, high=None, part=part, colour=colour)
             if constraint is None and len(line.runs) == 1:
                 one = replace(one, texts=_with_names(one, line.runs[0]))
             series.append(one)
-    note = (
-        "Of the clients that trained: what stands in the way of the next higher rank. Clients that sat the round out "
-        "are counted on top, and only there."
-    )
+    others = [name for name in constraints if name not in _CONSTRAINTS]
+    parts = {_part(name): ", ".join(others) if name in others else name for name in constraints}
+    note = "What stands in the way of a client's next higher rank."
+    if sat_out:
+        parts[_SAT_OUT] = "sat out"
+        note += " Clients that sat the round out are counted on top, and only there."
+    else:
+        note += " No client sat a round out."
     if any(len(line.runs) > 1 for line in lines):
         note += " For several runs: the mean number per run."
-    return Chart("binding", "What limits the clients", note, CLIENTS, series, [], [], is_stacked=True)
+    return Chart("binding", "What limits the clients", note, CLIENTS, series, [], [], parts=parts)
+
+
+def _part(constraint: str | None) -> int:
+    if constraint is None:
+        return _SAT_OUT
+    return _CONSTRAINTS.index(constraint) if constraint in _CONSTRAINTS else _OTHER_CONSTRAINT
 
 
 def _count(constraint: str | None) -> Reading:
@@ -384,7 +412,7 @@ def _count(constraint: str | None) -> Reading:
     return lambda run: {
         record["round"]: [sum(map(holds, planned))] if planned else []
         for record in run.records
-        for planned in [[entry for entry in clients_of(record) if "dropped" in entry]]
+        for planned in [[entry for entry in clients_of(record) if "binding" in entry]]
     }
 
 

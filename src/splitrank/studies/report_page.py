@@ -24,6 +24,11 @@ from splitrank.studies.report_charts import NUM_COLOURS, SYMBOLS, Chart, Line, S
 _PLOTLY_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _MAX_MARKED_ROUNDS = 200
 _MAX_HOVER_NAME = 60
+_CROWD = 5
+"""From so many lines on, bands are paler and one button hides them all."""
+
+MISSING = "–"
+"""Stands where there is no number."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def page(
 {"".join(_section(chart, len(lines)) for chart in charts)}
 </div>
 </main>
-<script type="application/json" id="report-data">{_script_json(_data(charts))}</script>
+<script type="application/json" id="report-data">{_script_json(_data(charts, lines))}</script>
 <script>{plotly}</script>
 <script>{own_script}</script>
 </body>
@@ -126,6 +131,8 @@ def _legend(lines: Sequence[Line]) -> str:
         f"{escape(line.label)}</button>\n"
         for index, line in enumerate(lines)
     )
+    if len(lines) >= _CROWD:
+        buttons = f'<button type="button" class="all">Hide or show all</button>\n{buttons}'
     return f'<div class="legend" role="group" aria-label="Runs shown in all charts">\n{buttons}</div>'
 
 
@@ -135,31 +142,35 @@ def _mark(colour: int, symbol: int) -> str:
 
 
 def _section(chart: Chart, num_lines: int) -> str:
-    note = escape(chart.note)
-    if chart.clients:
-        keys = "".join(
-            f'<span class="key">{_mark(place, place) if num_lines == 1 else SYMBOLS[place]} client {client}</span>'
-            for place, client in enumerate(chart.clients)
-        )
-        note = f"{keys} {note}"
-    if any(value is not None for series in chart.series for value in series.values):
-        picture = (
-            f'<div class="chart" id="chart-{chart.key}" role="img" aria-label="{escape(_description(chart))}"></div>'
-        )
+    if chart.is_empty:
+        content = '<p class="empty">Nothing has been recorded for this chart yet.</p>'
     else:
-        picture = '<p class="empty">Nothing has been recorded for this chart yet.</p>'
+        content = (
+            f'<p class="note">{_keys(chart, num_lines)} {escape(chart.note)}</p>\n'
+            f'<div class="chart" id="chart-{chart.key}" role="img" aria-label="{escape(_description(chart))}"></div>\n'
+            f"{_folded('The numbers as a table', _chart_table(chart))}"
+        )
     return f"""<section aria-labelledby="heading-{chart.key}">
 <h2 id="heading-{chart.key}">{chart.title}</h2>
-<p class="note">{note}</p>
-{picture}
-{_folded("The numbers as a table", _chart_table(chart))}
-</section>
+{content}</section>
 """
+
+
+def _keys(chart: Chart, num_lines: int) -> str:
+    """What the shapes of the markers, or the fillings of the bars, stand for."""
+    keys = [
+        f"{_mark(place, place) if num_lines == 1 else SYMBOLS[place]} client {client}"
+        for place, client in enumerate(chart.clients)
+    ]
+    for part, what in (chart.parts or {}).items():
+        style = f' style="color: var(--line-{part})"' if num_lines == 1 else ""
+        keys.append(f'<span class="part part-{part}" aria-hidden="true"{style}></span> {escape(what)}')
+    return "".join(f'<span class="key">{key}</span>' for key in keys)
 
 
 def _description(chart: Chart) -> str:
     """The chart in words: its axes, and where each line starts and ends."""
-    kind = "Stacked bars" if chart.is_stacked else "Line chart"
+    kind = "Stacked bars" if chart.parts else "Line chart"
     sentences = [f"{kind}: {chart.quantity.axis} over rounds."]
     for series in [*chart.series, *chart.budgets][:6]:
         recorded = [place for place, value in enumerate(series.values) if value is not None]
@@ -177,10 +188,17 @@ def _folded(summary: str, table: Table) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
-    body = "".join(
-        f'<tr><th scope="row">{_content(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>\n' for row in table.rows
+    classes = [' class="text"' if any(map(_is_text, column)) else "" for column in zip(*table.rows, strict=True)]
+    head = "".join(
+        f'<th scope="col"{of_column}>{escape(name)}</th>'
+        for of_column, name in zip(classes, table.columns, strict=True)
     )
+    body = ""
+    for first, *others in table.rows:
+        cells = "".join(
+            f"<td{of_column}>{_content(cell)}</td>" for of_column, cell in zip(classes[1:], others, strict=True)
+        )
+        body += f'<tr><th scope="row"{classes[0]}>{_content(first)}</th>{cells}</tr>\n'
     # A box that scrolls must be reachable by keyboard, hence the tabindex, and then wants a name.
     return (
         f'<div class="scroll tall" role="region" tabindex="0" aria-label="{escape(table.caption)}">\n'
@@ -189,9 +207,8 @@ def _table(table: Table) -> str:
     )
 
 
-def _cell(cell: Cell) -> str:
-    opening = '<td class="text">' if cell.value is None else "<td>"
-    return f"{opening}{_content(cell)}</td>"
+def _is_text(cell: Cell) -> bool:
+    return cell.value is None and cell.text != MISSING
 
 
 def _content(cell: Cell) -> str:
@@ -204,7 +221,7 @@ def _chart_table(chart: Chart) -> Table:
     """The chart's numbers: a row for every round, a column for every line, three where a range is drawn."""
     columns, by_round = ["round"], []
     for series in [*chart.series, *chart.budgets]:
-        if chart.is_stacked:
+        if chart.parts:
             shown = [(series.name, series.values, series.texts)]
         else:
             ends = [("", series.values)]
@@ -217,56 +234,73 @@ def _chart_table(chart: Chart) -> Table:
         for name, values, texts in shown:
             columns.append(name)
             cells = (
-                Cell(text, value) if value is not None else Cell("–") for text, value in zip(texts, values, strict=True)
+                Cell(text, value) if value is not None else Cell(MISSING)
+                for text, value in zip(texts, values, strict=True)
             )
             by_round.append(dict(zip(series.rounds, cells, strict=True)))
     rounds = sorted({round for series in chart.series for round in series.rounds})
-    rows = [[Cell(str(round), round), *(cells.get(round, Cell("–")) for cells in by_round)] for round in rounds]
+    rows = [[Cell(str(round), round), *(cells.get(round, Cell(MISSING)) for cells in by_round)] for round in rounds]
     return Table(f"{chart.title}: {chart.quantity.axis}", columns, rows)
 
 
-def _data(charts: Sequence[Chart]) -> dict[str, Any]:
+def _data(charts: Sequence[Chart], lines: Sequence[Line]) -> dict[str, Any]:
     """What the page's script needs."""
     rounds = [round for chart in charts for series in chart.series for round in series.rounds]
     last = max(rounds)
-    margin = max(0.3, 0.02 * last)
+    margin = max(0.6, 0.02 * last)  # half a bar
     return {
         "num_colours": NUM_COLOURS,
+        "is_crowded": len(lines) >= _CROWD,
         "round_range": [min(rounds) - margin, last + margin],
-        "round_step": _round_step(last),
+        "round_step": _whole_step(last),
         "charts": [
             {
                 "key": chart.key,
                 "axis": chart.quantity.axis,
                 "tick_format": chart.quantity.tick_format,
                 "from_zero": chart.from_zero,
-                "is_stacked": chart.is_stacked,
+                "step": _value_step(chart),
                 "traces": [*_bands(chart), *(_trace(chart, series) for series in [*chart.series, *chart.budgets])],
             }
             for chart in charts
-            if any(value is not None for series in chart.series for value in series.values)
+            if not chart.is_empty
         ],
     }
 
 
-def _round_step(last: int) -> int:
+def _value_step(chart: Chart) -> int | None:
+    """Distance of the vertical axis's ticks where they must be whole numbers; None where Plotly may choose."""
+    heights: dict[tuple[int | None, int], float] = {}
+    for place, series in enumerate(chart.series):
+        pile = series.line if chart.parts else place  # the parts of a bar stand on each other
+        for round, value in zip(series.rounds, series.high or series.values, strict=True):
+            heights[pile, round] = heights.get((pile, round), 0) + (value or 0)
+    return _whole_step(math.ceil(max(heights.values()))) if chart.quantity.is_whole else None
+
+
+def _whole_step(last: int) -> int:
     """1, 2 or 5 times a power of ten, so that about ten ticks fit."""
     power: int = 10 ** max(0, int(math.log10(max(last, 1) / 10)))
     return next(step * power for step in (1, 2, 5, 10) if last <= 10 * step * power)
 
 
+def _hover_name(name: str) -> str:
+    """Short enough for a label; what tells names apart stands at their ends more often than in the middle."""
+    half = _MAX_HOVER_NAME // 2
+    return name if len(name) <= _MAX_HOVER_NAME else f"{name[:half]}…{name[-half:]}"
+
+
 def _trace(chart: Chart, series: Series) -> dict[str, Any]:
-    name = series.name if len(series.name) <= _MAX_HOVER_NAME else f"{series.name[: _MAX_HOVER_NAME - 1]}…"
     is_budget = series.dash == "dot"
     trace: dict[str, Any] = {
-        "name": escape(name),
+        "name": escape(_hover_name(series.name)),
         "x": series.rounds,
         "y": series.values,
         "text": [escape(text) for text in series.texts],
         "hovertemplate": "<b>%{fullData.name}</b><br>round %{x}<br>%{text}<extra></extra>",
         "meta": {"line": series.line, "colour": series.colour, "kind": "line", "part": series.part},
     }
-    if chart.is_stacked:
+    if chart.parts:
         # Bars with one offset group stand on each other, those of other groups beside them.
         trace["meta"]["kind"] = "bar"
         return {
@@ -282,6 +316,7 @@ def _trace(chart: Chart, series: Series) -> dict[str, Any]:
         **trace,
         "type": "scatter",
         "mode": "lines+markers" if is_marked else "lines",
+        "cliponaxis": False,  # a marker on the axis is drawn whole
         "line": {"dash": series.dash, "width": 1.5 if is_budget else 2},
         "marker": {"symbol": symbol, "size": 8 if len(series.rounds) <= 40 else 5},
     }
@@ -291,7 +326,7 @@ def _bands(chart: Chart) -> list[dict[str, Any]]:
     """Closed shapes from the lowest to the highest, one for every stretch of rounds without a gap."""
     bands = []
     for series in chart.series:
-        if chart.is_stacked or series.low is None or series.high is None:
+        if chart.parts or series.low is None or series.high is None:
             continue
         x: list[int | None] = []
         y: list[float | None] = []

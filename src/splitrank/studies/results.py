@@ -22,7 +22,7 @@ def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
     ``latency_s`` is the sum over rounds of the slowest client's, ``energy_j`` the sum over rounds and clients, both of
     the simulated devices; ``preparation_s`` and ``preparation_j`` are the slowest client's and all clients' one-off
     pass through the frozen layers. ``mean_rank`` counts rounds without participants as rank 0. ``mean_max_rank`` is
-    over clients and rounds.
+    over clients and rounds. What is not simulated, as a baseline's time, is left empty.
     """
     before, *rounds = run.records
     clients = [client for record in rounds for client in record["clients"]]
@@ -39,18 +39,25 @@ def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
         "mean_rank": _mean([record["rank"] for record in rounds]),
         "mean_max_rank": _mean([client["max_rank"] for client in clients if "max_rank" in client]),
         "client_rounds_missed": len(clients) - len(taking_part),
-        "latency_s": math.fsum(
-            max((client.get("latency_s") or 0.0 for client in record["clients"]), default=0.0) for record in rounds
-        ),
-        "energy_j": math.fsum(client.get("energy_j") or 0.0 for client in taking_part),
-        "preparation_s": max((client.get("preparation_s", 0.0) for client in before["clients"]), default=0.0),
-        "preparation_j": math.fsum(client.get("preparation_j", 0.0) for client in before["clients"]),
+        "latency_s": _sum([max(_known("latency_s", record["clients"]), default=0.0) for record in rounds], clients),
+        "energy_j": _sum(_known("energy_j", taking_part), clients),
+        "preparation_s": max(_known("preparation_s", before["clients"]), default=None),
+        "preparation_j": math.fsum(_known("preparation_j", before["clients"])) or None,
         "uplink_bits": math.fsum(client["uplink_bits"] for client in clients),
         "downlink_bits": math.fsum(client["downlink_bits"] for client in clients),
         "factor_averaging_error": _mean(
             [record["factor_averaging_error"] for record in rounds if record["factor_averaging_error"] is not None]
         ),
     }
+
+
+def _known(key: str, clients: Sequence[dict[str, Any]]) -> list[float]:
+    return [client[key] for client in clients if client.get(key) is not None]
+
+
+def _sum(values: Sequence[float], clients: Sequence[dict[str, Any]]) -> float | None:
+    """The sum, or None where no client was planned at all."""
+    return math.fsum(values) if any("latency_s" in client for client in clients) else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -29,6 +29,9 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
     missing = prepare(members, folder)
     if len(missing) < len(members):
         say(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
+    if missing:
+        where = f"on Ray at {ray_address}" if ray_address else f"{min(jobs, len(missing))} at a time"
+        say(f"Running {len(missing)} members, {where}; settings, logs and run folders are in {folder}.")
     failed = []
     outcomes = run_members(missing, folder, jobs, ray_address)
     for outcome in track(outcomes, title, total=len(missing)):
@@ -43,7 +46,7 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
     if finished:
         write_table(table_of(finished, folder), out / "results")
         write_report([read_run(folder / member.name) for member in finished], out / "report.html", title)
-    say(f"{len(missing) - len(failed)} members in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
+    say(f"Finished {len(missing) - len(failed)} members in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
     if failed:
         raise RunError(
             "\n".join([f"{len(failed)} of {len(members)} members failed; the same command tries them again:", *failed])
