@@ -323,10 +323,14 @@ def report(
     with _errors_as_exit_codes():
         from splitrank.studies.report import check_same_experiment, read_runs, write_report
 
+        if out is not None and out.suffix != ".html":
+            raise InputError(f"--out must be an .html file, got {out}; try --out report.html")
         runs, unreadable = read_runs(run_dirs)
         for problem in unreadable:
             print(f"Error: {problem}", file=sys.stderr)
         if not runs:
+            if not unreadable:
+                raise InputError(f"RUN_DIR must be a run or a sweep with members, got {run_dirs[0]} without any")
             raise typer.Exit(2)
         check_same_experiment(runs)
         file = out or (run_dirs[0] / "report.html" if len(run_dirs) == 1 else Path("report.html"))

@@ -102,6 +102,12 @@ def test_placement_has_its_baselines():
         config.federation.local_epochs * config.federation.rounds
         == federated.federation.local_epochs * federated.federation.rounds
     )
+    changed = experiment_members(
+        read_study("small"), "placement", {"federation.local_epochs": 2, "train.learning_rate": 1e-3}, [0]
+    )
+    assert {member.config.train.learning_rate for member in changed} == {1e-3}
+    (centralised,) = [member for member in changed if member.name.startswith("centralised")]
+    assert centralised.config.federation.local_epochs == 2 * 5
     (full,) = [member for member in members if member.method == "full-fine-tuning"]
     assert full.config.model.trained_layers == "last:3"
 
@@ -111,6 +117,8 @@ def test_what_does_not_exist_is_refused():
         read_study("smal")
     with pytest.raises(InputError, match=r"EXPERIMENT must be one of placement, .* got 'bandwidth'"):
         chosen_experiments(read_study("small"), "bandwidth")
+    with pytest.raises(InputError, match=r"adapter.rank must be either varied or the same .*rank varies it"):
+        experiment_members(read_study("small"), "rank", {"adapter.rank": 3}, [0])
     with pytest.raises(InputError, match=r"adapter.rnk must be a known key"):
         experiment_members(read_study("small"), "rank", {"adapter.rnk": 3}, [0])
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from splitrank.config import load_config
-from splitrank.errors import ConfigError, InputError
+from splitrank.errors import ConfigError, InputError, RunError
+from splitrank.files import try_lock
 from splitrank.studies import execution
 from splitrank.studies.execution import Outcome, is_finished, prepare
 from splitrank.studies.member import run_member
@@ -116,6 +117,9 @@ def test_threads_do_not_depend_on_the_machine(tmp_path):
         ("[grid]\nadapter.rank = [0]", "adapter.rank must be a whole number"),
         ("[grid]\nadapter.rank = [1]\n[[list]]\nadapter.rank = 2", "got both"),
         ("[grid]\nadapter.rank = [1]\nfoo = 1\n[bar]\nx = 1", "must hold base, seeds|known key|at least one value"),
+        ("seeds = [0]\n[set]\nrun.seed = 3", "run.seed must be either varied or the same for all, got both"),
+        ("[set]\nadapter.rank = 3\n[grid]\nadapter.rank = [1]", "adapter.rank must be either varied or the same"),
+        ("seeds = [0]\n[grid]\nrun.seed = [3]", "must vary run.seed once"),
         ("rank = [1]", "must hold base, seeds, .* got rank"),
         ("base = 3\nseeds = [0]", "base in .* must be a preset or a TOML file, got 3"),
         ('base = "ofline"\nseeds = [0]', "did you mean offline"),
@@ -198,7 +202,7 @@ def test_a_member_that_fails_stops_no_other(tiny_sweep, tmp_path):
 def failing(codes: dict[str, list[int]], started: list[str]) -> Callable[..., Outcome]:
     """A stand-in for a member's process that ends with the codes listed for it, one after the other."""
 
-    def run(member: Member, folder: Path) -> Outcome:
+    def run(member: Member, folder: Path, processes: list) -> Outcome:
         started.append(member.name)
         code = codes.get(member.name, [0]).pop(0)
         return Outcome(member, code, 0.0, "said")
@@ -231,3 +235,65 @@ def test_members_can_be_run_by_hand(tiny_sweep, tmp_path):
     prepare(members, tmp_path / "members")
     for member in members:
         assert load_config(str(tmp_path / "members" / f"{member.name}.toml")) == member.config
+
+
+def finished_folder(members: list[Member], out: Path) -> Path:
+    """Run folders as members leave them, run in this process."""
+    prepare(members, out / "members")
+    for member in members:
+        run_member(out / "members" / f"{member.name}.toml", out / "members" / member.name, "lora")
+    return out
+
+
+def test_what_is_not_this_sweeps_is_never_taken_for_finished(tiny_sweep, tmp_path):
+    members = read_sweep(tiny_sweep)
+    out = finished_folder(members, tmp_path / "out")
+    folder = out / "members"
+    assert prepare(members, folder) == []
+
+    rounds = folder / members[0].name / "rounds.jsonl"
+    whole = rounds.read_text()
+    for damaged in ("\n".join(whole.splitlines()[1:]) + "\n", whole + whole.splitlines()[-1] + "\n",
+                    whole.replace('"macro_f1"', '"macro"')):  # fmt: skip
+        rounds.write_text(damaged)
+        assert prepare(members, folder) == [members[0]]
+    rounds.write_text(whole)
+
+    # the same rows of the same place, as two ranks of one seed read them
+    manifest = folder / members[0].name / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(RunError, match="The texts must be the same for all members, but they changed between"):
+        list(complete(members, out, "tiny", jobs=1, ray_address=None))
+
+    config = folder / members[0].name / "config.toml"
+    config.write_text(config.read_text().replace("learning_rate = ", "learning_rate = 1"))
+    with pytest.raises(InputError, match=r"must hold a run with the member's settings: train.learning_rate"):
+        prepare(members, folder)
+
+
+def test_folders_of_something_else_are_refused(tiny_sweep, tmp_path):
+    members = read_sweep(tiny_sweep)
+    prepare(members, tmp_path / "out" / "members")
+    with pytest.raises(InputError, match="of another; choose another"):
+        prepare(read_sweep(sweep_file(tmp_path, "seeds = [7]")), tmp_path / "out" / "members")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("")
+    with pytest.raises(InputError, match="which is one run"):
+        prepare(members, tmp_path / "run" / "members")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a file is in the way"):
+        prepare(members, tmp_path / "file" / "members")
+
+
+def test_two_sweeps_do_not_share_a_folder(tiny_sweep, tmp_path):
+    members = read_sweep(tiny_sweep)
+    prepare(members, tmp_path / "members")
+    lock = try_lock(tmp_path / ".lock")
+    with lock, pytest.raises(InputError, match="another process runs members in it"):
+        list(complete(members, tmp_path, "tiny", jobs=1, ray_address=None))
+
+
+def test_too_many_members_are_refused_before_they_are_made(tmp_path):
+    values = list(range(1, 1001))
+    with pytest.raises(InputError, match="at most 10,000 combinations"):
+        read_sweep(sweep_file(tmp_path, f"[grid]\nadapter.rank = {values}\nclient.samples = {values}"))

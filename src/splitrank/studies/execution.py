@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -20,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitrank.config import to_toml
-from splitrank.errors import InputError
+from splitrank.errors import ConfigError, InputError
+from splitrank.federation.run_folder import resumed_config
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.progress import say
 from splitrank.studies.recorded import read_run
+from splitrank.studies.results import member_line
 from splitrank.studies.sweep import Member
 
 _BAD_INPUT = 2
@@ -49,9 +52,11 @@ class Outcome:
 def is_finished(member: Member, folder: Path) -> bool:
     """Whether a run folder holds all that the member would leave there."""
     try:
-        last = read_run(folder).records[-1]
-    except InputError:
+        run = read_run(folder)
+        member_line(member, run)
+    except (InputError, KeyError, TypeError, AttributeError, ValueError):  # damaged: the run itself says how
         return False
+    last = run.records[-1]
     federation = member.config.federation
     reached = federation.target_accuracy is not None and last["accuracy"] >= federation.target_accuracy
     exported = member.method != "lora" or (folder / "adapter").is_dir()
@@ -62,9 +67,18 @@ def prepare(members: Sequence[Member], folder: Path) -> list[Member]:
     """Write every member's settings; those that are not finished yet.
 
     Raises:
-        InputError: the folder holds a member of the same name with other settings.
+        InputError: the folder is none, or holds something else: a run, another sweep, a member of the same name with
+            other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if (folder.parent / "config.toml").exists():
+        raise InputError(f"--out must be a folder for many runs, got {folder.parent}, which is one run; choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out must be a folder, got {folder.parent} where a file is in the way") from None
+    there = {file.stem for file in folder.glob("*.toml")}
+    if there and there.isdisjoint(member.name for member in members):
+        raise InputError(f"--out must be a folder of this very sweep, got {folder.parent} of another; choose another")
     files = {member.name: (folder / f"{member.name}.toml", to_toml(member.config)) for member in members}
     for name, (file, content) in files.items():
         if file.is_file() and file.read_text(encoding="utf-8") != content:
@@ -75,7 +89,17 @@ def prepare(members: Sequence[Member], folder: Path) -> list[Member]:
     for file, content in files.values():
         if not file.is_file():
             write_atomically(file, content)
+    for member in members:
+        if (folder / member.name / "config.toml").is_file():
+            _check_ran_as_asked(member, folder / member.name)
     return [member for member in members if not is_finished(member, folder / member.name)]
+
+
+def _check_ran_as_asked(member: Member, run_dir: Path) -> None:
+    try:
+        resumed_config(run_dir, member.config, [])
+    except ConfigError as error:
+        raise InputError(f"{run_dir} must hold a run with the member's settings: {error.problems[0]}") from None
 
 
 def run_members(members: Sequence[Member], folder: Path, jobs: int, ray_address: str | None) -> Iterator[Outcome]:
@@ -106,21 +130,27 @@ def run_members(members: Sequence[Member], folder: Path, jobs: int, ray_address:
 
 
 def _locally(members: Sequence[Member], folder: Path, jobs: int) -> Iterator[Outcome]:
+    started: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(jobs) as pool:  # each thread does nothing but wait for a process
         try:
-            for future in as_completed([pool.submit(_run_here, member, folder) for member in members]):
+            for future in as_completed([pool.submit(_run_here, member, folder, started) for member in members]):
                 yield future.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:  # none is left unless this was broken off
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
 
 
-def _run_here(member: Member, folder: Path) -> Outcome:
+def _run_here(member: Member, folder: Path, started: list[subprocess.Popen[bytes]]) -> Outcome:
     log, started_s = folder / f"{member.name}.log", time.perf_counter()
     settings, run_dir = folder / f"{member.name}.toml", folder / member.name
     command = [sys.executable, "-m", "splitrank.studies.member", str(settings), str(run_dir), member.method]
     with log.open("wb") as file:
-        process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
-    return Outcome(member, process.returncode, time.perf_counter() - started_s, _last_line(log, process.returncode))
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        started.append(process)
+        exit_code = process.wait()
+    return Outcome(member, exit_code, time.perf_counter() - started_s, _last_line(log, exit_code))
 
 
 def _last_line(log: Path, exit_code: int) -> str:
@@ -169,7 +199,7 @@ def _run_there(member: Member, begun: bytes) -> tuple[Outcome, bytes, bytes]:
         folder = Path(temporary)
         write_atomically(folder / f"{member.name}.toml", to_toml(member.config))
         _unpack(begun, folder / member.name)
-        outcome = _run_here(member, folder)
+        outcome = _run_here(member, folder, [])
         return outcome, (folder / f"{member.name}.log").read_bytes(), _packed(folder / member.name)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from splitrank.config import flatten
 from splitrank.errors import InputError
-from splitrank.studies.sweep import Member, combined, members
+from splitrank.studies.sweep import Member, check_not_set, combined, members
 
 PRESETS = ("small", "paper", "edge")
 
@@ -93,24 +93,30 @@ def experiment_members(
     Args:
         overrides: dotted keys that the user changes in all of them.
         seeds: of ``run.seed``.
+
+    Raises:
+        InputError: overrides that do not exist, or that the experiment varies.
     """
     tables = study.experiments[experiment]
     layers = [study.shared, flatten(tables.get("set", {})), overrides]
     grid = flatten(tables["grid"])
+    check_not_set(overrides, [*grid, "run.seed"], f"--set, {experiment} varies it")
     found = members(study.base, layers, list(combined(grid, study.name)), seeds)
     if experiment == "placement":
-        rounds = found[0].config.federation.rounds
-        found += members(study.base, layers, [_centralised(rounds)], seeds, prefix=f"{CENTRALISED},")
-        full = {"model.trained_layers": BASELINE_LAYERS, **flatten(tables[FULL_FINE_TUNING])}
+        federation = found[0].config.federation
+        passes = federation.rounds * federation.local_epochs
+        found += members(study.base, layers, [_centralised(passes)], seeds, prefix=f"{CENTRALISED},")
+        own = {key: value for key, value in flatten(tables[FULL_FINE_TUNING]).items() if key not in overrides}
+        full = {"model.trained_layers": BASELINE_LAYERS, **own}
         found += members(study.base, layers, [full], seeds, FULL_FINE_TUNING, prefix=f"{FULL_FINE_TUNING},")
     return found
 
 
-def _centralised(rounds: int) -> dict[str, Any]:
+def _centralised(passes: int) -> dict[str, Any]:
     """As many passes over the same texts on one machine that holds all of them, its optimiser never starting anew."""
     return {
         "model.trained_layers": BASELINE_LAYERS,
         "federation.num_clients": 1,
         "federation.rounds": 1,
-        "federation.local_epochs": rounds,
+        "federation.local_epochs": passes,
     }

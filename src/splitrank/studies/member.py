@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from splitrank.config import load_config
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.loop import run
+from splitrank.files import try_lock
 from splitrank.studies.full_fine_tuning import run_full_fine_tuning
+
+_LONGEST_MESSAGE = 1000
 
 
 def run_member(settings: Path, folder: Path, method: str) -> None:
@@ -30,7 +34,11 @@ def run_member(settings: Path, folder: Path, method: str) -> None:
         records = run(config, folder, resume=begun)
     else:
         if begun:
-            shutil.rmtree(folder)
+            lock = try_lock(folder / ".lock")
+            if lock is None:
+                raise InputError(f"{folder} must not be in use, but another process holds it; wait for it or stop it")
+            with lock:
+                shutil.rmtree(folder)
         records = run_full_fine_tuning(config, folder)
     for record in records:
         print(f"round {record.round}: {100 * record.accuracy:.1f} %", flush=True)
@@ -40,8 +48,8 @@ def main() -> None:
     settings, folder, method = sys.argv[1:]
     try:
         run_member(Path(settings), Path(folder), method)
-    except (InputError, RunError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except (InputError, RunError, OSError) as error:
+        print(f"Error: {textwrap.shorten(str(error), _LONGEST_MESSAGE)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         print("Error: Interrupted", file=sys.stderr)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from splitrank.errors import RunError
+from splitrank.errors import InputError, RunError
+from splitrank.files import try_lock
 from splitrank.progress import say, track
 from splitrank.studies.execution import is_finished, prepare, run_members
-from splitrank.studies.recorded import read_run
+from splitrank.studies.recorded import RecordedRun, read_run
 from splitrank.studies.report import write_report
 from splitrank.studies.results import table_of, write_table
 from splitrank.studies.sweep import Member
@@ -27,6 +28,24 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
     """
     folder, started_s = out / "members", time.perf_counter()
     missing = prepare(members, folder)
+    lock = try_lock(out / ".lock")
+    if lock is None:
+        raise InputError(f"{out} must not be in use, but another process runs members in it; wait for it or stop it")
+    with lock:
+        yield from _complete(members, missing, out, title, started_s, jobs=jobs, ray_address=ray_address)
+
+
+def _complete(
+    members: Sequence[Member],
+    missing: Sequence[Member],
+    out: Path,
+    title: str,
+    started_s: float,
+    *,
+    jobs: int,
+    ray_address: str | None,
+) -> Iterator[str]:
+    folder = out / "members"
     if len(missing) < len(members):
         say(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
     if missing:
@@ -44,10 +63,29 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
             yield f"   failed {took}  {name}"
     finished = [member for member in members if is_finished(member, folder / member.name)]
     if finished:
+        runs = [read_run(folder / member.name) for member in finished]
+        _check_same_texts(runs)
         write_table(table_of(finished, folder), out / "results")
-        write_report([read_run(folder / member.name) for member in finished], out / "report.html", title)
+        write_report(runs, out / "report.html", title)
     say(f"Finished {len(missing) - len(failed)} members in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
     if failed:
         raise RunError(
             "\n".join([f"{len(failed)} of {len(members)} members failed; the same command tries them again:", *failed])
         )
+
+
+def _check_same_texts(runs: Sequence[RecordedRun]) -> None:
+    """Refuse runs that drew the same rows from the same place but found other texts there.
+
+    Raises:
+        RunError: the data changed between two members.
+    """
+    found: dict[str, RecordedRun] = {}
+    for run in runs:
+        drawn = f"{run.config.data} {run.config.run.seed}"
+        first = found.setdefault(drawn, run)
+        if first.manifest["data"].get("sha256") != run.manifest["data"].get("sha256"):
+            raise RunError(
+                f"The texts must be the same for all members, but they changed between {first.name} and {run.name}; "
+                "remove the members of before, or choose another --out"
+            )

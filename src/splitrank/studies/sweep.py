@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,6 +29,8 @@ from splitrank.errors import ConfigError, InputError
 
 THREADS_OF_A_MEMBER = 1
 """What ``run.threads = 0`` becomes: bits depend on the number of threads, and must not on that of the processes."""
+
+MOST_MEMBERS = 10_000
 
 _LONGEST_NAME = 120
 
@@ -73,7 +76,23 @@ def read_sweep(path: Path) -> list[Member]:
     seeds = _checked_seeds(content["seeds"], path) if "seeds" in content else None
     if "seeds" not in content and not grid and not listed:
         raise InputError(f"{path} must vary something, got an empty grid; give [grid], [[list]] or seeds")
+    varied = {key for combination in combinations for key in combination} | ({"run.seed"} if seeds else set())
+    check_not_set(flatten(shared), varied, f"[set] in {path}")
+    if seeds and any("run.seed" in combination for combination in combinations):
+        raise InputError(f"{path} must vary run.seed once, got it beside seeds; leave one of them out")
     return members(base or "offline", [flatten(shared)], combinations, seeds)
+
+
+def check_not_set(given: Iterable[str], varied: Iterable[str], where: str) -> None:
+    """Refuse settings that would be without effect, since every member has a value of its own.
+
+    Raises:
+        InputError: ``given`` holds a key that is varied.
+    """
+    if both := sorted(set(given) & set(varied)):
+        raise InputError(
+            f"{', '.join(both)} must be either varied or the same for all, got both; leave it out of {where}"
+        )
 
 
 _PARTS: tuple[tuple[str, type, str], ...] = (
@@ -104,6 +123,8 @@ def combined(grid: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{key} in {where} must be a list of at least one value, got {values!r}")
+    if math.prod(len(values) for values in grid.values()) > MOST_MEMBERS:
+        raise InputError(f"grid in {where} must have at most {MOST_MEMBERS:,} combinations; take some values out")
     for values in product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
@@ -169,13 +190,14 @@ def member_name(varied: Mapping[str, Any]) -> str:
         for key, short in zip(varied, last, strict=True)
     ]
     full = ",".join(parts) or "all"
-    name = re.sub(r"[^\w.,=+:-]", "_", full)
-    if name != full or len(name) > _LONGEST_NAME:
+    name = re.sub(r"[^\w.,=+:-]", "_", full, flags=re.ASCII)
+    if name != full or len(name) > _LONGEST_NAME or name.endswith((".toml", ".log")):
         name = f"{name[:_LONGEST_NAME]}~{hashlib.sha256(full.encode()).hexdigest()[:8]}"
     return name
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.10g}"
+        short = f"{value:.10g}"
+        return short if float(short) == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value, default=str).replace(" ", "").replace('"', "")
