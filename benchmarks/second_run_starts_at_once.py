@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-rows", type=int, default=600, help="training texts of all three clients together")
     parser.add_argument("--test-rows", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--models", nargs="+", choices=("minilm", "roberta-base-shape"), default=None)
     arguments = parser.parse_args()
     measured: dict[str, Paired] = {}
