@@ -124,6 +124,7 @@ def plan(
             from splitrank.studies.plan_plot import plot_plan
 
             plot_plan(settings, round, plot)
+            print(f"Picture: {plot}", file=sys.stderr)
         print(json.dumps(report, indent=2) if as_json else "\n".join(plan_lines(report)))
     if report["status"] == "infeasible":
         raise typer.Exit(3)
@@ -235,7 +236,8 @@ def sweep(
 ) -> None:
     """Run every combination of a file's settings; the same command again runs what is missing.
 
-    Leaves results.csv, results.parquet, report.html, and a run folder per member.
+    SWEEP.toml names a base, [set] for what all members share, [grid] or [[list]] for what varies, and seeds; an
+    example stands in docs/studies.md. Leaves results.csv, results.parquet, report.html, and a run folder per member.
     """
     with _errors_as_exit_codes():
         from splitrank.studies.sweep import read_sweep
@@ -251,9 +253,7 @@ def sweep(
 
 @app.command()
 def reproduce(
-    experiment: Annotated[
-        str, typer.Argument(help="placement, rank, latency, energy, or all; with edge also bandwidth, distance.")
-    ],
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT")],
     preset: Annotated[str, typer.Option("--preset", help="small (a laptop), paper (a GPU) or edge.")] = "small",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0.")] = 3,
     overrides: SetOption = None,
@@ -266,7 +266,8 @@ def reproduce(
 ) -> None:
     """Repeat the paper's experiments: a table, a figure, and a verdict on each thing that the paper expects.
 
-    The same command again runs what is missing.
+    EXPERIMENT is placement, rank, latency, energy or all; with --preset edge latency, energy, bandwidth, distance or
+    all. The same command again runs what is missing.
     """
     with _errors_as_exit_codes():
         from splitrank.config import parse_overrides

@@ -90,9 +90,7 @@ def test_no_client_is_ever_below_its_rank_under_random_frequency(preset):
 
 def test_placement_has_its_baselines():
     members = experiment_members(read_study("small"), "placement", {}, [0])
-    placements = [
-        member.config.model.trained_layers for member in members if "," not in member.name.split("seed")[0][:-1]
-    ]
+    placements = [member.config.model.trained_layers for member in members if not member.baseline]
     assert placements == ["first:3", "middle:3", "last:3", "all"]
     (centralised,) = [member for member in members if member.name.startswith("centralised")]
     federated = members[2].config
@@ -108,7 +106,7 @@ def test_placement_has_its_baselines():
     assert {member.config.train.learning_rate for member in changed} == {1e-3}
     (centralised,) = [member for member in changed if member.name.startswith("centralised")]
     assert centralised.config.federation.local_epochs == 2 * 5
-    (full,) = [member for member in members if member.method == "full-fine-tuning"]
+    (full,) = [member for member in members if member.baseline == "full-fine-tuning"]
     assert full.config.model.trained_layers == "last:3"
 
 
@@ -148,12 +146,23 @@ def test_verdicts_are_paired_over_seeds():
     )
 
 
+def test_a_rise_after_the_peak_is_no_fall():
+    ranks = pd.DataFrame(
+        {"adapter.rank": [1, 32, 128] * 3, "run.seed": [0] * 3 + [1] * 3 + [2] * 3,
+         "accuracy": [0.5, 0.7, 0.8, 0.5, 0.71, 0.8, 0.5, 0.72, 0.8]}
+    )  # fmt: skip
+    rises, falls = judge("rank", ranks, {})
+    assert rises.outcome == HOLDS
+    assert falls.outcome == FAILS
+    assert str(falls).startswith("does not hold: accuracy is higher at rank 32 than at rank 128 (-9.00 points")
+
+
 def budget_table(experiment: str, gain: float) -> pd.DataFrame:
     values = [1.0, 10.0, 100.0]
     lines = [
         {
             "member": f"{method}-{value}-{seed}",
-            "method": "lora",
+            "baseline": "",
             VARIED[experiment]: value,
             "planner.method": method,
             "run.seed": seed,
@@ -196,18 +205,18 @@ def placement_table() -> pd.DataFrame:
     accuracies = {"first:3": 0.7, "middle:3": 0.72, "last:3": 0.8, "all": 0.85}
     lines = []
     for seed in range(3):
-        for prefix, method, layers in (
-            *(("", "lora", layers) for layers in accuracies),
-            ("centralised,", "lora", "last:3"),
-            ("full-fine-tuning,", "full-fine-tuning", "last:3"),
+        for baseline, layers in (
+            *(("", layers) for layers in accuracies),
+            ("centralised", "last:3"),
+            ("full-fine-tuning", "last:3"),
         ):
             lines.append(
                 {
-                    "member": f"{prefix}{layers},seed={seed}",
-                    "method": method,
+                    "member": f"{baseline}{layers},seed={seed}",
+                    "baseline": baseline,
                     "model.trained_layers": layers,
                     "run.seed": seed,
-                    "accuracy": accuracies[layers] + seed / 1000 * (1 + len(layers) + len(prefix)),
+                    "accuracy": accuracies[layers] + seed / 1000 * (1 + len(layers) + len(baseline)),
                     "accuracy_before": 0.25,
                     "latency_s": 10.0,
                     "energy_j": 5.0,

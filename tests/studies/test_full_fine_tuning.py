@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from splitrank import load_config, run
 from splitrank.errors import InputError, RunError
+from splitrank.files import try_lock
 from splitrank.learning.trunk import TrunkOutputs
-from splitrank.studies.full_fine_tuning import main, prepare, run_full_fine_tuning, run_round
+from splitrank.studies import member
+from splitrank.studies.full_fine_tuning import prepare, run_full_fine_tuning, run_round
 from splitrank.studies.recorded import read_run
 
 FP32 = "model.precision=fp32"
@@ -253,21 +253,33 @@ def test_divergence_is_a_clear_error(tuning):
         baseline.train(2, start, 1)
 
 
-def test_the_command(tiny_config, tmp_path, capsys, monkeypatch):
-    assert main([str(tiny_config), "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == (tmp_path / "out" / "rounds.jsonl").read_text()
-    assert main([str(tiny_config), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("Error: --out must be a new or empty folder")
-    assert main(["nonsense", "--out", str(tmp_path / "other")]) == 2
+def test_as_a_member_it_begins_anew_and_ends_with_the_codes_of_a_run(tiny_config, tmp_path, capsys, monkeypatch):
+    def ended(settings, folder) -> int:
+        monkeypatch.setattr("sys.argv", ["member", str(settings), str(folder), "full-fine-tuning"])
+        try:
+            member.main()
+        except SystemExit as end:
+            return int(end.code)
+        return 0
+
+    out = tmp_path / "out"
+    assert ended(tiny_config, out) == 0
+    first = without_wall(out)
+    assert ended(tiny_config, out) == 0
+    assert without_wall(out) == first
+    lock = try_lock(out / ".lock")
+    with lock:
+        assert ended(tiny_config, out) == 2
+    assert "must not be in use" in capsys.readouterr().err
+    assert without_wall(out) == first
+    assert ended("nonsense", tmp_path / "other") == 2
 
     def diverges(*_):
         raise RunError("diverged")
 
     monkeypatch.setattr("splitrank.studies.full_fine_tuning.run_round", diverges)
-    assert main([str(tiny_config), "--out", str(tmp_path / "third")]) == 1
-    lines = capsys.readouterr()
-    assert json.loads(lines.out)["round"] == 0
-    assert lines.err.endswith("Error: diverged\n")
+    assert ended(tiny_config, tmp_path / "third") == 1
+    assert capsys.readouterr().err.endswith("Error: diverged\n")
 
 
 def test_no_run_is_resumed_in_its_folder(tiny_config, tmp_path):

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,26 +18,6 @@ pytestmark = [
     # Ray leaves sockets and processes to the garbage collector and speaks of its own future.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, tiny_model, tiny_texts, monkeypatch) -> Path:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    path = tmp_path / "sweep.toml"
-    path.write_text(
-        f"""
-[set]
-model.name = "{tiny_model()}"
-model.max_length = 32
-data.path = "{tiny_texts}"
-federation.rounds = 2
-budget.latency_s = 1e6
-budget.energy_j = 1e9
-[grid]
-adapter.rank = [1, 3]
-"""
-    )
-    return path
 
 
 def kill_one_worker() -> None:
@@ -57,8 +36,9 @@ def kill_one_worker() -> None:
     raise AssertionError("no worker began")
 
 
-def test_the_same_table_even_if_a_worker_is_lost(sweep, tmp_path):
-    members = read_sweep(sweep)
+def test_the_same_table_even_if_a_worker_is_lost(tiny_sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    members = read_sweep(tiny_sweep)
     list(complete(members, tmp_path / "here", "tiny", jobs=2, ray_address=None))
     killer = threading.Thread(target=kill_one_worker)
     killer.start()

@@ -564,3 +564,22 @@ def test_for_screen_readers_and_phones(tmp_path):
     assert tags.count("details") == 11
     assert tags.count("h2") == 11
     assert [a["aria-pressed"] for t, a in elements if t == "button"] == ["true", "true"]
+
+
+def test_members_that_have_not_begun_are_left_out_and_said(tmp_path, capsys):
+    make_run(tmp_path / "sweep" / "members" / "begun", records(1))
+    (tmp_path / "sweep" / "members" / "waiting").mkdir()
+    runs, unreadable = read_runs([tmp_path / "sweep"])
+    assert [run.name for run in runs] == ["begun"]
+    assert unreadable == []
+    assert "waiting has no round yet" in capsys.readouterr().err
+
+
+def test_a_budget_that_binds_nobody_is_not_drawn(tmp_path):
+    def budgets(run: Path) -> int:
+        return sum("budget" in trace["name"] for trace in chart_data(report_of(tmp_path, run))["latency"])
+
+    assert budgets(make_run(tmp_path / "tight", records(2))) == 1
+    page = report_of(tmp_path, make_run(tmp_path / "free", records(2), "budget.latency_s=1e9"))
+    assert not any("budget" in trace["name"] for trace in chart_data(page)["latency"])
+    assert "more than 100 times as much, and not drawn" in page

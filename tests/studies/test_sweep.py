@@ -30,27 +30,6 @@ def sweep_file(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny_sweep(tmp_path: Path, tiny_model, tiny_texts) -> Path:
-    """Two ranks on a tiny random encoder."""
-    return sweep_file(
-        tmp_path,
-        f"""
-base = "offline"
-seeds = [1]
-[set]
-model.name = "{tiny_model()}"
-model.max_length = 32
-data.path = "{tiny_texts}"
-federation.rounds = 2
-budget.latency_s = 1e6
-budget.energy_j = 1e9
-[grid]
-adapter.rank = [1, 3]
-""",
-    )
-
-
 def test_a_grid_is_every_combination_with_seeds_fastest(tmp_path):
     members = read_sweep(
         sweep_file(
@@ -175,7 +154,7 @@ def test_a_sweep_runs_goes_on_and_repeats(tiny_sweep, tmp_path):
     assert list(complete(members, one, "tiny", jobs=1, ray_address=None)) == []
 
     alone = tmp_path / "alone"
-    run_member(two / "members" / f"{members[1].name}.toml", alone, "lora")
+    run_member(two / "members" / f"{members[1].name}.toml", alone)
     again = member_line(members[1], read_run(alone))
     assert {key: str(value) for key, value in again.items()} == lines_of(two)[1]
 
@@ -241,7 +220,7 @@ def finished_folder(members: list[Member], out: Path) -> Path:
     """Run folders as members leave them, run in this process."""
     prepare(members, out / "members")
     for member in members:
-        run_member(out / "members" / f"{member.name}.toml", out / "members" / member.name, "lora")
+        run_member(out / "members" / f"{member.name}.toml", out / "members" / member.name)
     return out
 
 
@@ -274,7 +253,7 @@ def test_what_is_not_this_sweeps_is_never_taken_for_finished(tiny_sweep, tmp_pat
 def test_folders_of_something_else_are_refused(tiny_sweep, tmp_path):
     members = read_sweep(tiny_sweep)
     prepare(members, tmp_path / "out" / "members")
-    with pytest.raises(InputError, match="of another; choose another"):
+    with pytest.raises(InputError, match="which it does not name"):
         prepare(read_sweep(sweep_file(tmp_path, "seeds = [7]")), tmp_path / "out" / "members")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")

@@ -331,6 +331,12 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
     return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
 
 
+def planned_problem(config: Config, round: int, *, sit_out: bool) -> Problem:
+    """The round's problem without data or weights, for :func:`planned_texts`."""
+    shape = encoder_shape(config)
+    return round_problem(config, shape, round_workload(config, shape, planned_texts(config)), round, sit_out=sit_out)
+
+
 @_EXTREMES_ARE_INFEASIBLE
 def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -> Plan:
     """Choose the rank and every client's frequency for a round, by ``planner.method``.

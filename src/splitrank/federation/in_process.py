@@ -69,9 +69,22 @@ class InProcessClients:
         local_heads = {client: lora.read_head(self.peft_model, head) for client in own_heads}
         return State(0, adapter, local_heads)
 
+    @property
+    def local_training(self) -> Training:
+        """How every client trains."""
+        train, federation = self.config.train, self.config.federation
+        return Training(
+            learning_rate=train.learning_rate,
+            batch_size=train.batch_size,
+            schedule=train.schedule,
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            local_epochs=federation.local_epochs,
+            num_rounds=federation.rounds,
+        )
+
     def train(self, client: int, state: State, round: int) -> Update:
         """Train one client on its own texts for one round."""
-        train, federation = self.config.train, self.config.federation
         return training.train(
             self.encoder,
             self.peft_model,
@@ -79,15 +92,7 @@ class InProcessClients:
             self.train_outputs,
             self.train_rows[client],
             self.data.train_labels,
-            Training(
-                learning_rate=train.learning_rate,
-                batch_size=train.batch_size,
-                schedule=train.schedule,
-                weight_decay=train.weight_decay,
-                max_grad_norm=train.max_grad_norm,
-                local_epochs=federation.local_epochs,
-                num_rounds=federation.rounds,
-            ),
+            self.local_training,
             seed=self.config.run.seed,
             round=round,
             client=client,

@@ -10,10 +10,9 @@ from splitrank.federation.budgets import (
     DEFAULT_NUM_LABELS,
     encoder_shape,
     plan_round,
+    planned_problem,
     planned_texts,
     preparation,
-    round_problem,
-    round_workload,
     trained_parameters,
 )
 from splitrank.planning.plan import plan_json
@@ -29,7 +28,7 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
     """
     shape = encoder_shape(config)
     texts = planned_texts(config)
-    problem = round_problem(config, shape, round_workload(config, shape, texts), round, sit_out=False)
+    problem = planned_problem(config, round, sit_out=False)
     plan = plan_round(config, problem, round, sit_out=False)
     report = plan_json(plan, problem)
     parameters = trained_parameters(config, shape)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from splitrank import streams
@@ -128,12 +128,45 @@ def train(
         RunError: the loss or a weight is no longer finite.
     """
     parameters = lora.load(peft_model, adapter, local_head)
+    train_loss = descend(encoder, parameters, texts, rows, labels, training, seed=seed, round=round, client=client)
+    return Update(
+        adapter=lora.read(peft_model, adapter),
+        train_loss=train_loss,
+        num_samples=len(rows),
+        local_head=lora.read_head(peft_model, list(local_head)),
+    )
+
+
+def descend(
+    encoder: Encoder,
+    parameters: Sequence[nn.Parameter],
+    texts: TrunkOutputs,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    training: Training,
+    *,
+    seed: int,
+    round: int,
+    client: int,
+) -> float:
+    """The steps of one client's round, on the parameters as they stand in the encoder's model.
+
+    Args:
+        parameters: what is trained.
+        encoder, texts, rows, labels, training, seed, round, client: as in :func:`train`.
+
+    Returns:
+        the mean loss over the texts trained on [nats].
+
+    Raises:
+        RunError: the loss or a weight is no longer finite.
+    """
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
     draws = streams.generator(seed, "batches", round, client)
     epochs = [shuffled_batches(texts.lengths[rows], training.batch_size, draws) for _ in range(training.local_epochs)]
     batches = [rows[batch] for epoch in epochs for batch in epoch]
     num_steps = training.num_rounds * len(batches)
-    device = peft_model.device
+    device = encoder.model.device
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     if not encoder.model.training:  # switching visits every module
         encoder.model.train()
@@ -158,12 +191,7 @@ def train(
             f"The loss and weights of client {client} in round {round} must be finite, got a loss of {train_loss}; "
             f"try a train.learning_rate below {training.learning_rate:g}"
         )
-    return Update(
-        adapter=lora.read(peft_model, adapter),
-        train_loss=train_loss,
-        num_samples=len(rows),
-        local_head=lora.read_head(peft_model, list(local_head)),
-    )
+    return train_loss
 
 
 @torch.no_grad()

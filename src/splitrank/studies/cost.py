@@ -24,7 +24,7 @@ from splitrank.learning.encoder import Encoder, load_encoder, quiet_transformers
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import trunk_cycles
 from splitrank.progress import say
-from splitrank.studies.reproduce import mean_planned_rank
+from splitrank.studies.reproduce import DRAWS, mean_planned_rank
 from splitrank.studies.sweep import Member
 
 CALIBRATION_S = 20.0
@@ -208,12 +208,13 @@ def dry_run(experiments: Mapping[str, Sequence[Member]], jobs: int) -> Iterator[
     )
     for name, members in experiments.items():
         yield ""
-        yield f"{name}: planned rank"
+        yield f"{name}: rank, where it is planned the mean of {DRAWS} draws (0 where nobody can take part)"
         for member in members:
             if member.config.run.seed == members[0].config.run.seed:
-                varied = {key: value for key, value in member.varied.items() if key != "run.seed"}
-                rank = member.config.adapter.rank or mean_planned_rank(member.config)
-                yield f"  {rank:>6.1f}  {', '.join(f'{key} = {value}' for key, value in varied.items())}"
+                varied = [f"{key} = {value}" for key, value in member.varied.items() if key != "run.seed"]
+                rank = f"{member.config.adapter.rank or mean_planned_rank(member.config):.1f}"
+                shown = "-" if member.baseline == "full-fine-tuning" else rank
+                yield f"  {shown:>6}  {', '.join([member.baseline, *varied] if member.baseline else varied)}"
 
 
 def _texts_trained(config: Config) -> int:

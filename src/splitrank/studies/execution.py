@@ -59,7 +59,7 @@ def is_finished(member: Member, folder: Path) -> bool:
     last = run.records[-1]
     federation = member.config.federation
     reached = federation.target_accuracy is not None and last["accuracy"] >= federation.target_accuracy
-    exported = member.method != "lora" or (folder / "adapter").is_dir()
+    exported = member.baseline == "full-fine-tuning" or (folder / "adapter").is_dir()
     return exported and (reached or last["round"] >= federation.rounds)
 
 
@@ -76,9 +76,11 @@ def prepare(members: Sequence[Member], folder: Path) -> list[Member]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out must be a folder, got {folder.parent} where a file is in the way") from None
-    there = {file.stem for file in folder.glob("*.toml")}
-    if there and there.isdisjoint(member.name for member in members):
-        raise InputError(f"--out must be a folder of this very sweep, got {folder.parent} of another; choose another")
+    if others := sorted({file.stem for file in folder.glob("*.toml")} - {member.name for member in members}):
+        raise InputError(
+            f"--out must be a folder of this very sweep, got {folder.parent} with {others[0]}, which it does not name "
+            f"({len(others)} such members); remove them from {folder}, or choose another"
+        )
     files = {member.name: (folder / f"{member.name}.toml", to_toml(member.config)) for member in members}
     for name, (file, content) in files.items():
         if file.is_file() and file.read_text(encoding="utf-8") != content:
@@ -145,7 +147,7 @@ def _locally(members: Sequence[Member], folder: Path, jobs: int) -> Iterator[Out
 def _run_here(member: Member, folder: Path, started: list[subprocess.Popen[bytes]]) -> Outcome:
     log, started_s = folder / f"{member.name}.log", time.perf_counter()
     settings, run_dir = folder / f"{member.name}.toml", folder / member.name
-    command = [sys.executable, "-m", "splitrank.studies.member", str(settings), str(run_dir), member.method]
+    command = [sys.executable, "-m", "splitrank.studies.member", str(settings), str(run_dir), member.baseline]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         started.append(process)

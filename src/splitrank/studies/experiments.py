@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Final
+from typing import Any
 
 from splitrank.config import flatten
 from splitrank.errors import InputError
@@ -30,8 +30,6 @@ VARIED = {
 """What each experiment varies; all but the first two compare the planner with random frequency."""
 
 BASELINE_LAYERS = "last:3"
-CENTRALISED: Final = "centralised"
-FULL_FINE_TUNING: Final = "full-fine-tuning"
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,10 @@ def experiment_members(
     if experiment == "placement":
         federation = found[0].config.federation
         passes = federation.rounds * federation.local_epochs
-        found += members(study.base, layers, [_centralised(passes)], seeds, prefix=f"{CENTRALISED},")
-        own = {key: value for key, value in flatten(tables[FULL_FINE_TUNING]).items() if key not in overrides}
+        found += members(study.base, layers, [_centralised(passes)], seeds, "centralised")
+        own = {key: value for key, value in flatten(tables["full-fine-tuning"]).items() if key not in overrides}
         full = {"model.trained_layers": BASELINE_LAYERS, **own}
-        found += members(study.base, layers, [full], seeds, FULL_FINE_TUNING, prefix=f"{FULL_FINE_TUNING},")
+        found += members(study.base, layers, [full], seeds, "full-fine-tuning")
     return found
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from splitrank.files import write_atomically
-from splitrank.studies.experiments import CENTRALISED, FULL_FINE_TUNING, VARIED
+from splitrank.studies.experiments import VARIED
 from splitrank.studies.verdicts import spread
 
 # Okabe and Ito's colours, told apart by most who are colour-blind.
@@ -28,6 +28,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "svg.hashsalt": "splitrank",
 }
+_BASELINES = {"centralised": GREEN, "full-fine-tuning": PURPLE}
 _AXES = {
     "latency": "latency budget T0 [s]",
     "energy": "energy budget E0 of each client [J]",
@@ -71,13 +72,11 @@ def save(figure: Figure, stem: Path) -> None:
 
 def _placement(accuracy: Axes, cost: Axes, table: pd.DataFrame) -> None:
     layers = VARIED["placement"]
-    federated = table[(table["method"] == "lora") & ~table["member"].str.startswith(CENTRALISED)]
+    federated = table[table["baseline"] == ""]
     groups = [(name, lines, BLUE) for name, lines in federated.groupby(layers, sort=False)]
-    for baseline, colour in ((CENTRALISED, GREEN), (FULL_FINE_TUNING, PURPLE)):
-        lines = table[table["member"].str.startswith(f"{baseline},")]
-        if len(lines):
-            name = baseline.replace("-", "\n")
-            groups.append((f"{name}\n{lines[layers].iloc[0]}", lines, colour))
+    for baseline, lines in table[table["baseline"] != ""].groupby("baseline", sort=False):
+        name = baseline.replace("-", "\n")
+        groups.append((f"{name}\n{lines[layers].iloc[0]}", lines, _BASELINES[baseline]))
     groups.append(("no\nfine-tuning", federated.assign(accuracy=federated["accuracy_before"]), GREY))
     for place, (_, lines, colour) in enumerate(groups):
         points = 100 * lines["accuracy"]
@@ -112,7 +111,8 @@ def _rank(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.set_xlabel("LoRA rank")
     axes.set_ylabel("accuracy on the test texts [%]")
-    axes.set_title("mean over seeds, least to greatest")
+    if table["run.seed"].nunique() > 1:
+        axes.set_title("mean over seeds, least to greatest")
 
 
 def _budget(

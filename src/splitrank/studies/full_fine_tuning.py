@@ -6,14 +6,11 @@ round 0; but every weight of the trained layers (maps with their biases, layer n
 with 32 bits and averaged by samples. Adapters, radio, budgets and planner play no part: no latency or energy is
 planned and every client takes part in every round.
 
-    python -m splitrank.studies.full_fine_tuning CONFIG --out DIR
+    python -m splitrank.studies.member SETTINGS.toml RUN_DIR full-fine-tuning
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,24 +20,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from splitrank import streams
-from splitrank.config import Config, load_config
-from splitrank.errors import InputError, RunError
+from splitrank.config import Config
+from splitrank.errors import InputError
 from splitrank.federation import run_folder
 from splitrank.federation.in_process import InProcessClients, make_clients
 from splitrank.federation.loop import load_data, manifest_of
 from splitrank.learning.adapters import lora
 from splitrank.learning.adapters.lora import Adapter
 from splitrank.learning.aggregation.fedavg import fedavg
-from splitrank.learning.client import Evaluation, judge, learning_rate_factor, predict_logits, shuffled_batches
+from splitrank.learning.client import Evaluation, descend, judge, predict_logits
 from splitrank.learning.data import TextData
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision
 from splitrank.learning.layer import lay_out
-from splitrank.progress import track
 from splitrank.records import RoundRecord
 
 FAMILIES = ("roberta", "xlm-roberta", "camembert", "bert")
@@ -90,7 +83,6 @@ class DenseEncoder(Encoder):
     def logits(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """As :meth:`Encoder.logits`, on a grid of texts by positions."""
         layout = lay_out(lengths, self.model.device)
-        hidden = hidden.to(self.model.device)
         grid = hidden.new_zeros(*layout.mask.shape, self.hidden_size)
         grid[layout.mask] = hidden[: layout.num_tokens]
         layers = self.model.get_submodule(self.family.layers)
@@ -137,33 +129,17 @@ class FullFineTuning:
             RunError: the loss or a weight is no longer finite.
         """
         self._load(weights)
-        parameters, settings = list(self.parameters.values()), self.clients.config.train
-        optimizer = torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        train_loss = descend(
+            self.encoder,
+            list(self.parameters.values()),
+            self.clients.train_outputs,
+            self.clients.train_rows[client],
+            self.clients.data.train_labels,
+            self.clients.local_training,
+            seed=self.clients.config.run.seed,
+            round=round,
+            client=client,
         )
-        batches = self._batches(client, round)
-        num_steps = self.clients.config.federation.rounds * len(batches)
-        device = self.encoder.model.device
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.encoder.model.train()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(streams.integer(self.clients.config.run.seed, "dropout", round, client))
-            description = f"round {round}, client {client}"
-            for step, batch in enumerate(track(batches, description, total=len(batches)), (round - 1) * len(batches)):
-                loss = self._loss(batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * learning_rate_factor(settings.schedule, step, num_steps)
-                optimizer.step()
-                loss_sum += loss.detach().double() * len(batch)
-        train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
-        if not math.isfinite(train_loss + float(nn.utils.get_total_norm(parameters))):
-            raise RunError(
-                f"The loss and weights of client {client} in round {round} must be finite, got a loss of "
-                f"{train_loss}; try a train.learning_rate below {settings.learning_rate:g}"
-            )
         return self.weights(), train_loss
 
     def evaluate(self, weights: Weights) -> Evaluation:
@@ -177,21 +153,6 @@ class FullFineTuning:
     def _load(self, weights: Weights) -> None:
         for path, parameter in self.parameters.items():
             parameter.copy_(weights[path])
-
-    def _batches(self, client: int, round: int) -> list[NDArray[np.int64]]:
-        """Rows of the training texts, batch after batch, of all local epochs of a round."""
-        config, rows = self.clients.config, self.clients.train_rows[client]
-        lengths = self.clients.train_outputs.lengths[rows]
-        draws = streams.generator(config.run.seed, "batches", round, client)
-        epochs = [
-            shuffled_batches(lengths, config.train.batch_size, draws) for _ in range(config.federation.local_epochs)
-        ]
-        return [rows[batch] for epoch in epochs for batch in epoch]
-
-    def _loss(self, batch: NDArray[np.int64]) -> Tensor:
-        logits = self.encoder.logits(*self.clients.train_outputs.read(batch))
-        labels = torch.from_numpy(self.clients.data.train_labels[batch])
-        return functional.cross_entropy(logits, labels.to(logits.device))
 
 
 def prepare(config: Config) -> FullFineTuning:
@@ -286,36 +247,3 @@ def _record(round: int, evaluation: Evaluation, clients: list[dict[str, Any]], s
         clients=clients,
         wall_s=time.perf_counter() - started_s,
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print each round's line of JSON; returns the exit code, that of `splitrank run`: 1 failed, 2 bad settings."""
-    parser = argparse.ArgumentParser(
-        prog="python -m splitrank.studies.full_fine_tuning",
-        description="FedAvg of full fine-tuning of a run's trained layers, as a baseline for its LoRA.",
-    )
-    parser.add_argument("config", metavar="CONFIG", help="a preset (offline, paper, edge) or a TOML file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder, new or empty")
-    asked = parser.parse_args(arguments)
-    try:
-        for record in run_full_fine_tuning(load_config(asked.config), asked.out):
-            print(record.to_json(), flush=True)
-    except InputError as error:
-        return _failed(str(error), 2)
-    except RunError as error:
-        return _failed(str(error), 1)
-    except KeyboardInterrupt:
-        return _failed("Interrupted.", 1)
-    except OSError as error:
-        return _failed(f"The operating system refused {error.filename or ''}: {error.strerror or error}", 1)
-    return 0
-
-
-def _failed(message: str, code: int) -> int:
-    for line in message.splitlines():
-        print(f"Error: {line}", file=sys.stderr)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

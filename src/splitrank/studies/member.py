@@ -1,4 +1,6 @@
-"""One member of a sweep in a process of its own: ``python -m splitrank.studies.member SETTINGS.toml RUN_DIR METHOD``.
+"""One member of a sweep in a process of its own.
+
+    python -m splitrank.studies.member SETTINGS.toml RUN_DIR [full-fine-tuning]
 
 The exit codes are those of ``splitrank run``. A run that was broken off is continued, the baseline begins anew.
 """
@@ -20,7 +22,7 @@ from splitrank.studies.full_fine_tuning import run_full_fine_tuning
 _LONGEST_MESSAGE = 1000
 
 
-def run_member(settings: Path, folder: Path, method: str) -> None:
+def run_member(settings: Path, folder: Path, baseline: str = "") -> None:
     """Train to the last round, from where an earlier process was broken off.
 
     Raises:
@@ -28,7 +30,7 @@ def run_member(settings: Path, folder: Path, method: str) -> None:
     """
     config = load_config(str(settings))
     begun = (folder / "config.toml").is_file()
-    if method == "lora":
+    if baseline != "full-fine-tuning":
         if begun:
             config = run_folder.resumed_config(folder, config, [])
         records = run(config, folder, resume=begun)
@@ -45,9 +47,9 @@ def run_member(settings: Path, folder: Path, method: str) -> None:
 
 
 def main() -> None:
-    settings, folder, method = sys.argv[1:]
+    settings, folder, *baseline = sys.argv[1:]
     try:
-        run_member(Path(settings), Path(folder), method)
+        run_member(Path(settings), Path(folder), *baseline)
     except (InputError, RunError, OSError) as error:
         print(f"Error: {textwrap.shorten(str(error), _LONGEST_MESSAGE)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from splitrank.config import Config
-from splitrank.federation.budgets import encoder_shape, plan_round, planned_texts, round_problem, round_workload
+from splitrank.federation.budgets import plan_round, planned_problem
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, feasible, frequency_range_hz
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
@@ -116,9 +116,7 @@ class PlanCurves:
 
 def plan_curves(config: Config, round: int) -> PlanCurves:
     """Plan a round as ``splitrank plan`` does, and compute everything round the plan that its picture shows."""
-    shape = encoder_shape(config)
-    workload = round_workload(config, shape, planned_texts(config))
-    problem = round_problem(config, shape, workload, round, sit_out=False)
+    problem = planned_problem(config, round, sit_out=False)
     plan = plan_round(config, problem, round, sit_out=False)
     with np.errstate(over="ignore"):
         latencies_s = np.clip(problem.latency_s * BUDGET_FACTORS, np.finfo(np.float64).tiny, _NO_LIMIT)

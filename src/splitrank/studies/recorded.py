@@ -54,7 +54,7 @@ def read_run(folder: Path) -> RecordedRun:
         record = _parsed(line, f"line {number} of {path}")
         if not {"round", "rank", "accuracy", "loss", "clients"} <= set(record):
             raise InputError(f"line {number} of {path} must be the record of a round, got {line[:60]!r}")
-        if record["round"] != number - 1:
+        if type(record["round"]) is not int or record["round"] != number - 1:
             raise InputError(f"line {number} of {path} must be round {number - 1}, got round {record['round']!r}")
         records.append(record)
     if not records:

@@ -6,7 +6,6 @@ It opens without a network. Runs that differ in nothing but the seed are drawn a
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,19 +17,18 @@ from typing import Any
 from splitrank.config import flatten, plain_values
 from splitrank.errors import InputError
 from splitrank.files import write_atomically
+from splitrank.progress import say
 from splitrank.studies.recorded import RecordedRun, read_run
 from splitrank.studies.report_charts import (
     ACCURACY,
     BITS,
     Line,
     charts_of,
-    number,
-    numbers,
-    of_clients,
     plain,
 )
 from splitrank.studies.report_page import MISSING, Cell, Table, page
 from splitrank.studies.sweep import member_name
+from splitrank.studies.totals import best_accuracy, last_accuracy, mean_rank, numbers, slowest, total
 
 _MEMBERS = "members"
 _MAX_SHOWN_VALUE = 80
@@ -49,7 +47,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
             for run_folder in _run_folders(folder):
                 try:
                     if run_folder.resolve() not in runs:
-                        runs[run_folder.resolve()] = _drawable(read_run(run_folder))
+                        runs[run_folder.resolve()] = read_run(run_folder)
                 except InputError as error:
                     unreadable.append("; ".join(str(error).splitlines()))
         except OSError as error:
@@ -105,20 +103,15 @@ def _run_folders(folder: Path) -> list[Path]:
     if not members.is_dir():
         return [folder]
     found = [entry for entry in members.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(found, key=lambda entry: _natural_order(entry.name))
+    begun = [entry for entry in found if (entry / "rounds.jsonl").is_file()]
+    for entry in set(found) - set(begun):
+        say(f"{entry.name} has no round yet and is left out.")
+    return sorted(begun, key=lambda entry: _natural_order(entry.name))
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
     """A key that sorts 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _drawable(run: RecordedRun) -> RecordedRun:
-    for place, record in enumerate(run.records, 1):
-        if isinstance(record["round"], bool) or not isinstance(record["round"], int):
-            path = run.folder / "rounds.jsonl"
-            raise InputError(f"line {place} of {path} must have a whole number as round, got {record['round']!r}")
-    return run
 
 
 def _data(run: RecordedRun) -> dict[str, Any]:
@@ -232,40 +225,6 @@ class _Column:
     show: Callable[[float], str]
 
 
-def _last_accuracy(run: RecordedRun) -> float | None:
-    return number(run.records[-1]["accuracy"])
-
-
-def _best_accuracy(run: RecordedRun) -> float | None:
-    return max(numbers(record["accuracy"] for record in run.records), default=None)
-
-
-def _mean_rank(run: RecordedRun) -> float | None:
-    """Rounds without participants count as rank 0."""
-    ranks = numbers(record["rank"] for record in run.records if record["round"] > 0)
-    return fmean(ranks) if ranks else None
-
-
-def _total(key: str) -> Callable[[RecordedRun], float | None]:
-    """The sum over rounds and clients; None where the field was never recorded."""
-
-    def total(run: RecordedRun) -> float | None:
-        found = [value for values in of_clients(key)(run).values() for value in values]
-        return math.fsum(found) if found else None
-
-    return total
-
-
-def _slowest(key: str) -> Callable[[RecordedRun], float | None]:
-    """The sum over rounds of the slowest client's."""
-
-    def total(run: RecordedRun) -> float | None:
-        worst = [max(values) for values in of_clients(key)(run).values() if values]
-        return math.fsum(worst) if worst else None
-
-    return total
-
-
 def _time(seconds: float) -> str:
     return f"{plain(seconds)} s"
 
@@ -275,21 +234,21 @@ def _energy(joules: float) -> str:
 
 
 _RESULTS = [
-    _Column("last accuracy", _last_accuracy, ACCURACY.show),
-    _Column("best accuracy", _best_accuracy, ACCURACY.show),
-    _Column("mean rank", _mean_rank, plain),
+    _Column("last accuracy", last_accuracy, ACCURACY.show),
+    _Column("best accuracy", best_accuracy, ACCURACY.show),
+    _Column("mean rank", mean_rank, plain),
 ]
 _COSTS = [
     _Column("rounds recorded", lambda run: max(record["round"] for record in run.records), plain),
     _Column("rounds asked for", lambda run: run.config.federation.rounds, plain),
-    _Column("time of all rounds", _slowest("latency_s"), _time),
-    _Column("energy of all clients", _total("energy_j"), _energy),
-    _Column("bits up", _total("uplink_bits"), BITS.show),
-    _Column("bits down", _total("downlink_bits"), BITS.show),
+    _Column("time of all rounds", slowest("latency_s"), _time),
+    _Column("energy of all clients", total("energy_j"), _energy),
+    _Column("bits up", total("uplink_bits"), BITS.show),
+    _Column("bits down", total("downlink_bits"), BITS.show),
 ]
 _PREPARATION = [
-    _Column("one-off preparation time", _slowest("preparation_s"), _time),
-    _Column("one-off preparation energy", _total("preparation_j"), _energy),
+    _Column("one-off preparation time", slowest("preparation_s"), _time),
+    _Column("one-off preparation energy", total("preparation_j"), _energy),
 ]
 
 

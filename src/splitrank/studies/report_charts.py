@@ -6,17 +6,14 @@ quantity has in each of its rounds: one number, one for each client, or none. No
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
 from splitrank.studies.recorded import RecordedRun
-
-Reading = Callable[[RecordedRun], dict[int, list[float]]]
-"""From a run to round → the numbers recorded in it."""
+from splitrank.studies.totals import Reading, clients_of, numbers, of_clients
 
 NUM_COLOURS = 8
 SYMBOLS = ("●", "■", "◆", "▲", "✚", "✖", "★", "▼")
@@ -25,6 +22,8 @@ SYMBOLS = ("●", "■", "◆", "▲", "✚", "✖", "★", "▼")
 # Above these a line for every client is a tangle; the page then draws their mean and their range.
 _MAX_CLIENTS = len(SYMBOLS)
 _MAX_CLIENT_LINES = 24
+
+_OUT_OF_SIGHT = 100
 
 _CONSTRAINTS = ("latency", "energy", "frequency", "rank-cap")
 _OTHER_CONSTRAINT, _SAT_OUT = len(_CONSTRAINTS), len(_CONSTRAINTS) + 1
@@ -139,37 +138,9 @@ CLIENTS = Quantity(
 )
 
 
-def number(value: Any) -> float | None:
-    """A recorded value if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def clients_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The clients' entries of a record."""
-    entries = record["clients"]
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-
-
-def numbers(values: Iterable[Any]) -> list[float]:
-    """Those of the values that are finite numbers."""
-    return [found for value in values if (found := number(value)) is not None]
-
-
 def of_round(key: str) -> Reading:
     """A field of the round."""
     return lambda run: {record["round"]: numbers([record.get(key)]) for record in run.records}
-
-
-def of_clients(key: str, client: int | None = None) -> Reading:
-    """A field of every client, or of one."""
-    return lambda run: {
-        record["round"]: numbers(
-            entry.get(key) for entry in clients_of(record) if client is None or entry.get("client") == client
-        )
-        for record in run.records
-    }
 
 
 def total_so_far(key: str) -> Reading:
@@ -329,9 +300,19 @@ def _per_client(
         if clients
         else "The line is the mean, the band goes from the lowest client to the highest."
     )
-    if budget is not None:
+    if budgets and _is_out_of_sight(budgets, series):
+        budgets = []
+        note += f" The budget is more than {_OUT_OF_SIGHT} times as much, and not drawn."
+    elif budgets:
         note += f" Dotted: the budget{' of each client' if isinstance(budget, str) else ''}."
     return Chart(key, title, note, quantity, series, _merged(budgets, quantity), clients)
+
+
+def _is_out_of_sight(budgets: Sequence[Series], series: Sequence[Series]) -> bool:
+    """Whether the budgets would press all that was used onto the axis, as one does that is meant to bind nobody."""
+    least = min((value for budget in budgets for value in budget.low or budget.values if value is not None), default=0)
+    used = [value for one in series for value in one.high or one.values if value is not None]
+    return bool(used) and least > _OUT_OF_SIGHT * max(used)
 
 
 def _against(drawn: Series, limit: Series) -> list[str]:

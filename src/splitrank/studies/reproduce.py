@@ -14,15 +14,16 @@ from typing import Any
 import pandas as pd
 
 from splitrank.config import Config
-from splitrank.federation.budgets import encoder_shape, plan_round, planned_texts, round_problem, round_workload
+from splitrank.federation.budgets import plan_round, planned_problem
 from splitrank.files import write_atomically
+from splitrank.records import finite
 from splitrank.studies import figures
 from splitrank.studies.experiments import Study
 from splitrank.studies.recorded import read_run
 from splitrank.studies.results import table_of
 from splitrank.studies.study import complete
 from splitrank.studies.sweep import Member
-from splitrank.studies.verdicts import as_lines, judge
+from splitrank.studies.verdicts import judge
 
 DRAWS = 200
 """Seeds over which planned ranks are averaged, as in the calibration of the paper's constants."""
@@ -49,16 +50,16 @@ def reproduce(
     """
     title = f"{experiment}, preset {study.name}"
     yield from complete(members, out, title, jobs=jobs, ray_address=ray_address)
-    table = table_of(members, out / "members")
+    runs = [read_run(out / "members" / member.name) for member in members]
+    table = table_of(members, runs)
     expected = planned_ranks(members) if "planner.method" in table else None
     figures.save(figures.draw(experiment, table, title, study.scale, expected), out / "figure")
-    records = {member.name: read_run(out / "members" / member.name).records for member in members}
-    verdicts = judge(experiment, table, records)
+    verdicts = judge(experiment, table, {run.name: run.records for run in runs})
     content = {
         "experiment": experiment,
         "preset": study.name,
         "seeds": sorted({member.config.run.seed for member in members}),
-        "verdicts": as_lines(verdicts),
+        "verdicts": [finite(vars(verdict)) for verdict in verdicts],
     }
     write_atomically(out / "verdicts.json", json.dumps(content, indent=2) + "\n")
     yield from (str(verdict) for verdict in verdicts)
@@ -81,10 +82,8 @@ def planned_ranks(members: Sequence[Member], draws: int = DRAWS) -> pd.DataFrame
 
 def mean_planned_rank(config: Config, draws: int = DRAWS) -> float:
     """Mean common rank of round 1 over the seeds 0, 1, ...; 0 where nobody can take part."""
-    shape, texts = encoder_shape(config), planned_texts(config)
     ranks = []
     for seed in range(draws):
         drawn = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
-        problem = round_problem(drawn, shape, round_workload(drawn, shape, texts), 1, sit_out=True)
-        ranks.append(plan_round(drawn, problem, 1, sit_out=True).rank)
+        ranks.append(plan_round(drawn, planned_problem(drawn, 1, sit_out=True), 1, sit_out=True).rank)
     return sum(ranks) / draws

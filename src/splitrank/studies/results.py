@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from splitrank.files import write_atomically
-from splitrank.studies.recorded import RecordedRun, read_run
+from splitrank.studies.recorded import RecordedRun
 from splitrank.studies.sweep import Member
+from splitrank.studies.totals import best_accuracy, mean_rank, numbers, of_clients, slowest, total
 
 
 def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
@@ -24,53 +24,38 @@ def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
     pass through the frozen layers. ``mean_rank`` counts rounds without participants as rank 0. ``mean_max_rank`` is
     over clients and rounds. What is not simulated, as a baseline's time, is left empty.
     """
-    before, *rounds = run.records
-    clients = [client for record in rounds for client in record["clients"]]
-    taking_part = [client for client in clients if not client.get("dropped")]
-    line: dict[str, Any] = {"member": member.name, "method": member.method, **member.varied}
-    return line | {
+    last, rounds = run.records[-1], run.records[1:]
+    return {
+        "member": member.name,
+        "baseline": member.baseline,
+        **member.varied,
         "rounds": len(rounds),
-        "accuracy_before": before["accuracy"],
-        "accuracy": run.records[-1]["accuracy"],
-        "best_accuracy": max(record["accuracy"] for record in run.records),
-        "loss": run.records[-1]["loss"],
-        "macro_f1": run.records[-1]["macro_f1"],
-        "worst_client_accuracy": run.records[-1]["worst_client_accuracy"],
-        "mean_rank": _mean([record["rank"] for record in rounds]),
-        "mean_max_rank": _mean([client["max_rank"] for client in clients if "max_rank" in client]),
-        "client_rounds_missed": len(clients) - len(taking_part),
-        "latency_s": _sum([max(_known("latency_s", record["clients"]), default=0.0) for record in rounds], clients),
-        "energy_j": _sum(_known("energy_j", taking_part), clients),
-        "preparation_s": max(_known("preparation_s", before["clients"]), default=None),
-        "preparation_j": math.fsum(_known("preparation_j", before["clients"])) or None,
-        "uplink_bits": math.fsum(client["uplink_bits"] for client in clients),
-        "downlink_bits": math.fsum(client["downlink_bits"] for client in clients),
-        "factor_averaging_error": _mean(
-            [record["factor_averaging_error"] for record in rounds if record["factor_averaging_error"] is not None]
-        ),
+        "accuracy_before": run.records[0]["accuracy"],
+        "accuracy": last["accuracy"],
+        "best_accuracy": best_accuracy(run),
+        "loss": last["loss"],
+        "macro_f1": last["macro_f1"],
+        "worst_client_accuracy": last["worst_client_accuracy"],
+        "mean_rank": mean_rank(run),
+        "mean_max_rank": _mean([rank for ranks in of_clients("max_rank")(run).values() for rank in ranks]),
+        "client_rounds_missed": sum(client["dropped"] for record in rounds for client in record["clients"]),
+        "latency_s": slowest("latency_s")(run),
+        "energy_j": total("energy_j")(run),
+        "preparation_s": slowest("preparation_s")(run),
+        "preparation_j": total("preparation_j")(run),
+        "uplink_bits": total("uplink_bits")(run),
+        "downlink_bits": total("downlink_bits")(run),
+        "factor_averaging_error": _mean(numbers(record["factor_averaging_error"] for record in rounds)),
     }
-
-
-def _known(key: str, clients: Sequence[dict[str, Any]]) -> list[float]:
-    return [client[key] for client in clients if client.get(key) is not None]
-
-
-def _sum(values: Sequence[float], clients: Sequence[dict[str, Any]]) -> float | None:
-    """The sum, or None where no client was planned at all."""
-    return math.fsum(values) if any("latency_s" in client for client in clients) else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def table_of(members: Sequence[Member], folder: Path) -> pd.DataFrame:
-    """One line for each member, in their order.
-
-    Raises:
-        InputError: a member's run folder cannot be read.
-    """
-    lines = [member_line(member, read_run(folder / member.name)) for member in members]
+def table_of(members: Sequence[Member], runs: Sequence[RecordedRun]) -> pd.DataFrame:
+    """One line for each member and what it left behind, in their order."""
+    lines = [member_line(member, run) for member, run in zip(members, runs, strict=True)]
     return pd.DataFrame([{key: _cell(value) for key, value in line.items()} for line in lines])
 
 

@@ -32,46 +32,36 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
     if lock is None:
         raise InputError(f"{out} must not be in use, but another process runs members in it; wait for it or stop it")
     with lock:
-        yield from _complete(members, missing, out, title, started_s, jobs=jobs, ray_address=ray_address)
-
-
-def _complete(
-    members: Sequence[Member],
-    missing: Sequence[Member],
-    out: Path,
-    title: str,
-    started_s: float,
-    *,
-    jobs: int,
-    ray_address: str | None,
-) -> Iterator[str]:
-    folder = out / "members"
-    if len(missing) < len(members):
-        say(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
+        if len(missing) < len(members):
+            say(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
+        if missing:
+            where = f"on Ray at {ray_address}" if ray_address else f"{min(jobs, len(missing))} at a time"
+            say(f"To run: {len(missing)}, {where}; settings, logs and run folders are in {folder}.")
+        failed = []
+        for outcome in track(run_members(missing, folder, jobs, ray_address), title, total=len(missing)):
+            name, took = outcome.member.name, f"{outcome.process_s:6.0f} s"
+            if outcome.exit_code == 0:
+                accuracy = read_run(folder / name).records[-1]["accuracy"]
+                yield f"{100 * accuracy:7.1f} % {took}  {name}"
+            else:
+                failed.append(f"{name}: {outcome.said} (all it said is in {folder / f'{name}.log'})")
+                yield f"   failed {took}  {name}"
+        _write_results(members, out, title)
     if missing:
-        where = f"on Ray at {ray_address}" if ray_address else f"{min(jobs, len(missing))} at a time"
-        say(f"Running {len(missing)} members, {where}; settings, logs and run folders are in {folder}.")
-    failed = []
-    outcomes = run_members(missing, folder, jobs, ray_address)
-    for outcome in track(outcomes, title, total=len(missing)):
-        name, took = outcome.member.name, f"{outcome.process_s:6.0f} s"
-        if outcome.exit_code == 0:
-            accuracy = read_run(folder / name).records[-1]["accuracy"]
-            yield f"{100 * accuracy:7.1f} % {took}  {name}"
-        else:
-            failed.append(f"{name}: {outcome.said} (all it said is in {folder / f'{name}.log'})")
-            yield f"   failed {took}  {name}"
-    finished = [member for member in members if is_finished(member, folder / member.name)]
-    if finished:
-        runs = [read_run(folder / member.name) for member in finished]
-        _check_same_texts(runs)
-        write_table(table_of(finished, folder), out / "results")
-        write_report(runs, out / "report.html", title)
-    say(f"Finished {len(missing) - len(failed)} members in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
+        say(f"Finished {len(missing) - len(failed)} in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
     if failed:
         raise RunError(
             "\n".join([f"{len(failed)} of {len(members)} members failed; the same command tries them again:", *failed])
         )
+
+
+def _write_results(members: Sequence[Member], out: Path, title: str) -> None:
+    finished = [member for member in members if is_finished(member, out / "members" / member.name)]
+    runs = [read_run(out / "members" / member.name) for member in finished]
+    if runs:
+        _check_same_texts(runs)
+        write_table(table_of(finished, runs), out / "results")
+        write_report(runs, out / "report.html", title)
 
 
 def _check_same_texts(runs: Sequence[RecordedRun]) -> None:

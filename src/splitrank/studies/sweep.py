@@ -32,6 +32,8 @@ THREADS_OF_A_MEMBER = 1
 
 MOST_MEMBERS = 10_000
 
+Baseline = Literal["", "centralised", "full-fine-tuning"]
+
 _LONGEST_NAME = 120
 
 
@@ -43,13 +45,14 @@ class Member:
         name: tells it from the others; also its folder's name.
         varied: dotted key → value, the settings in which it differs.
         config: all its settings.
-        method: ``"lora"``, which is a run; or the baseline that trains every weight of the trained layers.
+        baseline: which one it is, ``""`` for a member that is none. ``"centralised"`` is a run like any other;
+            ``"full-fine-tuning"`` trains every weight of the trained layers instead of LoRA.
     """
 
     name: str
     varied: dict[str, Any]
     config: Config
-    method: Literal["lora", "full-fine-tuning"] = "lora"
+    baseline: Baseline = ""
 
 
 def read_sweep(path: Path) -> list[Member]:
@@ -134,8 +137,7 @@ def members(
     layers: Sequence[Mapping[str, Any]],
     combinations: Sequence[Mapping[str, Any]],
     seeds: Sequence[int] | None,
-    method: Literal["lora", "full-fine-tuning"] = "lora",
-    prefix: str = "",
+    baseline: Baseline = "",
 ) -> list[Member]:
     """One member for every combination and seed.
 
@@ -144,8 +146,7 @@ def members(
         layers: dotted keys that all members have in common, the later over the earlier.
         combinations: dotted keys of each.
         seeds: values of ``run.seed``, None to leave it as it is.
-        method: of all of them.
-        prefix: what their names begin with.
+        baseline: which one all of them are; their names begin with it.
 
     Raises:
         ConfigError: every broken rule once, however many members break it.
@@ -161,10 +162,10 @@ def members(
             problems.update(dict.fromkeys(error.problems))
             continue
         config = _wherever_it_runs(config)
-        name = prefix + member_name(varied)
+        name = f"{baseline},{member_name(varied)}" if baseline else member_name(varied)
         if name in found:
             raise InputError(f"The members of a sweep must differ, got {name} twice")
-        found[name] = Member(name, varied, config, method)
+        found[name] = Member(name, varied, config, baseline)
     if problems:
         raise ConfigError(list(problems))
     return list(found.values())

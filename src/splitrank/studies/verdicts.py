@@ -8,15 +8,13 @@ below 0 it does not, around 0 these seeds do not resolve it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
-from splitrank.studies.experiments import BASELINE_LAYERS, FULL_FINE_TUNING, VARIED
+from splitrank.studies.experiments import BASELINE_LAYERS, VARIED
 
 CONFIDENCE = 0.95
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
@@ -87,7 +85,7 @@ def _points(table: pd.DataFrame, column: str = "accuracy") -> pd.Series:
 
 def _placement(table: pd.DataFrame) -> list[Verdict]:
     layers = VARIED["placement"]
-    federated = table[(table["method"] == "lora") & ~table["member"].str.startswith("centralised")]
+    federated = table[table["baseline"] == ""]
     by_placement = {name: _points(lines) for name, lines in federated.groupby(layers)}
     last, untuned = by_placement[BASELINE_LAYERS], _points(federated, "accuracy_before")
     verdicts = [
@@ -97,11 +95,9 @@ def _placement(table: pd.DataFrame) -> list[Verdict]:
     if "all" in by_placement:
         verdicts.append(paired(f"all layers are better than {BASELINE_LAYERS}", by_placement["all"], last))
     verdicts += [paired(f"{BASELINE_LAYERS} is better than {name}", last, by_placement[name]) for name in others]
-    for baseline in ("centralised", FULL_FINE_TUNING):
-        lines = table[table["member"].str.startswith(f"{baseline},")]
-        if len(lines):
-            what = f"{baseline.replace('-', ' ')} of {BASELINE_LAYERS} is better than federated LoRA (a baseline)"
-            verdicts.append(paired(what, _points(lines), last))
+    for baseline, lines in table[table["baseline"] != ""].groupby("baseline", sort=False):
+        what = f"{baseline.replace('-', ' ')} of {BASELINE_LAYERS} is better than federated LoRA (a baseline)"
+        verdicts.append(paired(what, _points(lines), last))
     return verdicts
 
 
@@ -111,7 +107,7 @@ def _rank(table: pd.DataFrame) -> list[Verdict]:
     peak = 32 if 32 in by_rank else most
     verdicts = [paired(f"accuracy rises from rank {least} to rank {peak}", by_rank[peak], by_rank[least])]
     if most > peak:
-        verdicts.append(paired(f"accuracy falls from rank {peak} to rank {most}", by_rank[peak], by_rank[most]))
+        verdicts.append(paired(f"accuracy is higher at rank {peak} than at rank {most}", by_rank[peak], by_rank[most]))
     return verdicts
 
 
@@ -168,11 +164,3 @@ def _never_below(
 def spread(table: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
     """Mean, least and greatest over seeds of a column for each value of ``by``, in the table's order."""
     return table.groupby(by, sort=False)[column].agg(["mean", "min", "max"])
-
-
-def as_lines(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Plain fields for JSON; what is not a number is null."""
-    return [
-        {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in vars(v).items()}
-        for v in verdicts
-    ]
