@@ -80,7 +80,7 @@ def rounds(settings: list[str], train: Any, evaluate: Any) -> Iterator[tuple[flo
     watch = Stopwatch()
     with (
         tempfile.TemporaryDirectory() as temporary,
-        patch.object(InProcessClients, "train", watch.around(train)),
+        patch.object(InProcessClients, "train_client", watch.around(train)),
         patch.object(InProcessClients, "evaluate", watch.around(evaluate)),
     ):
         records = run(load_config("offline", settings), Path(temporary) / "run")
@@ -97,7 +97,7 @@ def rounds(settings: list[str], train: Any, evaluate: Any) -> Iterator[tuple[flo
 def share_of_three(rows: Path, num_rounds: int) -> list[tuple[float, float]]:
     """Seconds of rounds in which three clients really train, and of their framework."""
     settings = [*SETTINGS, f'data.path="{rows}"', f"federation.rounds={num_rounds}"]
-    return list(rounds(settings, InProcessClients.train, InProcessClients.evaluate))
+    return list(rounds(settings, InProcessClients.train_client, InProcessClients.evaluate))
 
 
 class ReadyUpdates:
@@ -134,7 +134,7 @@ def beside_the_steps(settings: list[str], count: int) -> list[float]:
             held.enter_context(patch.object(owner, name, watch.around(getattr(owner, name))))
         for client in range(count):
             watch.spent_s = 0.0
-            train_s = seconds(lambda client=client: clients.train(client, start, 1))
+            train_s = seconds(lambda client=client: clients.train_client(client, start, 1))
             left_s.append(train_s - watch.spent_s)
     return left_s
 

@@ -54,7 +54,7 @@ def main() -> None:
         raise FirstStepError
 
     if arguments.until_training:
-        InProcessClients.train = stop
+        InProcessClients.train_client = stop
     config = load_config("offline", arguments.settings)
     accuracies: list[float] = []
     with suppress(FirstStepError):

@@ -51,7 +51,7 @@ def rival_run(config: Config, style: str) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-rows", type=int, default=32, help="training texts of each client")
+    parser.add_argument("--train-rows", type=int, default=24, help="training texts of each client")
     parser.add_argument("--test-rows", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2, help="pairs of runs; against `common` half of it")
     parser.add_argument("--rivals", nargs="+", choices=STYLES, default=["expert", "common"])

@@ -158,7 +158,7 @@ def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool, profiled
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--profile", action="store_true", help="show where a step's time goes")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
@@ -171,7 +171,7 @@ def main() -> None:
             for targets in LEAST
         ]
     if has_amx:
-        command = [sys.executable, "-m", "benchmarks.trained_part_runs_near_matmul_speed", "--repeats", "3"]
+        command = [sys.executable, "-m", "benchmarks.trained_part_runs_near_matmul_speed", "--repeats", "2"]
         hold.append(subprocess.run(command, env={**os.environ, **WITHOUT_AMX}).returncode == 0)
     if not all(hold):
         raise SystemExit(1)

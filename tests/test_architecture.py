@@ -18,7 +18,8 @@ ALLOWED = {
     "learning": {"learning", *GROUND} - {"config"},
     "federation": {"federation", "planning", "learning", *GROUND},
     "studies": {"studies", "federation", "planning", "learning", *GROUND},
-    "cli": {"studies", "federation", "learning", *GROUND},
+    "deployment": {"deployment", "federation", *GROUND},
+    "cli": {"studies", "deployment", "federation", "learning", *GROUND},
     "ground": GROUND,
 }
 FORBIDDEN_IN_PLANNING = {"torch", "transformers", "peft", "pydantic", "scipy"}

@@ -29,6 +29,8 @@ config_app = typer.Typer(help="Show or check the settings of a preset or file.",
 cache_app = typer.Typer(help="List or clear the cached output of frozen trunks.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
+deploy_app = typer.Typer(help="Put a federation on real machines, through Flower.", no_args_is_help=True)
+app.add_typer(deploy_app, name="deploy")
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="[CONFIG]", help="A preset (offline, paper, edge) or a TOML file.", show_default=True)
@@ -389,3 +391,20 @@ def cache_clear() -> None:
 
         freed, kept = clear_cache()
         print(f"Freed {freed / 1e6:,.1f} MB; kept {kept} in use.", file=sys.stderr)
+
+
+@deploy_app.command("init")
+def deploy_init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    server: Annotated[
+        str, typer.Option("--server", metavar="HOST", help="Name or address by which clients reach the server.")
+    ] = "localhost",
+    clients: Annotated[int, typer.Option("--clients", help="How many clients there are to be.")] = 3,
+    port: Annotated[int, typer.Option("--port", help="The server's port that clients reach.")] = 9092,
+) -> None:
+    """Write what a deployment needs: settings, keys' script, proxy, start scripts, containers, ten commands."""
+    from splitrank.deployment.init import init
+
+    with _errors_as_exit_codes():
+        init(folder, server=server, num_clients=clients, port=port)
+        print(f"{folder} is ready; {folder}/README.md has the ten commands from here to a trained adapter.")

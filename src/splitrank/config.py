@@ -206,6 +206,8 @@ class FederationTable(_Table):
     partition: Literal["iid"] = "iid"
     aggregation: Literal["fedavg"] = "fedavg"
     target_accuracy: Accuracy | None = None
+    min_clients: Count = 1
+    timeout_s: Positive = 3600.0
 
 
 class TrainTable(_Table):
@@ -377,6 +379,11 @@ def _cross_checks(config: Config) -> Iterable[str]:
                     f"{table_name}.{key} must be a list of federation.num_clients = {num_clients} numbers, "
                     f"got {len(value)}"
                 )
+    if config.federation.min_clients > num_clients:
+        yield (
+            f"federation.min_clients must be at most federation.num_clients = {num_clients}, "
+            f"got {config.federation.min_clients}"
+        )
     if config.workload.model == "measured":
         for key in ("reference_frequency_hz", "seconds_per_sample", "seconds_per_sample_per_rank"):
             if getattr(config.client, key) is None:
@@ -559,6 +566,16 @@ def config_of(source: str, *layers: Mapping[str, Any]) -> Config:
         problems += more
         given |= set(layer)
     return _checked(flat, given & set(flat), problems)
+
+
+def config_from(*layers: Mapping[str, Any]) -> Config:
+    """Settings from layers of dotted keys over the built-in defaults, checked."""
+    flat: dict[str, Any] = {}
+    problems: list[str] = []
+    for layer in layers:
+        flat, more = _layer(flat, layer)
+        problems += more
+    return _checked(flat, set(), problems)
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:

@@ -59,16 +59,12 @@ def test_new_directions_are_drawn_for_their_round(tiny_config):
     clients = make_clients(config, load_data(config))
     started = []
 
-    def train(client, state, round):
-        started.append(state.adapter)
-        return clients.train(client, state, round)
+    def train(start, plan, round):
+        started.append(start.adapter)
+        return clients.train(start, plan, round)
 
     watched = SimpleNamespace(
-        shape=clients.shape,
-        workload=clients.workload,
-        num_samples=clients.num_samples,
-        train=train,
-        evaluate=clients.evaluate,
+        num_samples=clients.num_samples, problem=clients.problem, train=train, evaluate=clients.evaluate
     )
     state = replace(clients.initial_state(), round=4)
     _, record = run_round(state, watched, clients.config)

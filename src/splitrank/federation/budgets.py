@@ -242,6 +242,18 @@ def preparation(config: Config, shape: EncoderShape, texts: ClientTexts) -> Prep
     return Preparation(cycles / max_frequency_hz, capacitance * cycles * max_frequency_hz**2)
 
 
+def preparation_records(config: Config, shape: EncoderShape, texts: ClientTexts) -> list[dict[str, Any]]:
+    """What round 0's line says of the clients: their texts, and what their one-off pass through the trunk costs."""
+    cost = preparation(config, shape, texts)
+    records: list[dict[str, Any]] = [
+        {"client": client, "samples": int(samples)} for client, samples in enumerate(texts.samples)
+    ]
+    if cost is not None:
+        for record, seconds, joules in zip(records, cost.seconds, cost.joules, strict=True):
+            record.update(preparation_s=float(seconds), preparation_j=float(joules))
+    return records
+
+
 def sub_bands_hz(config: Config) -> FloatArray:
     """B_i [Hz]: given per client, or an equal share of the total band."""
     radio = config.radio

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from splitrank.config import load_config
 from splitrank.errors import InputError
-from splitrank.federation.in_process import InProcessClients
+from splitrank.federation.model import Model
 from splitrank.federation.rounds import State
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.learning.adapters import lora
@@ -25,7 +25,7 @@ from splitrank.learning.trunk import BATCH_TOKENS, length_batches
 from splitrank.progress import track
 
 
-def export_adapter(clients: InProcessClients, state: State, path: Path) -> None:
+def export_adapter(model: Model, state: State, path: Path) -> None:
     """Write ``adapter/``: loads with ``AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=N)``.
 
     Beside PEFT's two files it holds the tokenizer and the model's configuration with the label names. With local
@@ -33,19 +33,19 @@ def export_adapter(clients: InProcessClients, state: State, path: Path) -> None:
     """
     with folder_built_atomically(path) as building:
         if not state.local_heads:
-            lora.load(clients.peft_model, state.adapter)
-            _save(clients, building)
+            lora.load(model.peft_model, state.adapter)
+            _save(model, building)
         for client, head in state.local_heads.items():
-            lora.load(clients.peft_model, state.adapter, head)
-            _save(clients, building / f"client-{client}")
+            lora.load(model.peft_model, state.adapter, head)
+            _save(model, building / f"client-{client}")
 
 
-def _save(clients: InProcessClients, folder: Path) -> None:
-    clients.peft_model.save_pretrained(str(folder))
-    clients.encoder.tokenizer.save_pretrained(str(folder))
-    clients.encoder.model.config.save_pretrained(str(folder))
-    labels = clients.encoder.label_names
-    write_atomically(folder / "README.md", _CARD.format(base=clients.encoder.location, n=len(labels), labels=labels))
+def _save(model: Model, folder: Path) -> None:
+    model.peft_model.save_pretrained(str(folder))
+    model.encoder.tokenizer.save_pretrained(str(folder))
+    model.encoder.model.config.save_pretrained(str(folder))
+    labels = model.encoder.label_names
+    write_atomically(folder / "README.md", _CARD.format(base=model.encoder.location, n=len(labels), labels=labels))
 
 
 _CARD = """---

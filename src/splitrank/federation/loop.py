@@ -1,4 +1,4 @@
-"""A whole run in one process: prepare, then round after round until the last or the target, leaving a run folder."""
+"""A whole run: prepare, then round after round until the last or the target, leaving a run folder."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from splitrank.config import Config
 from splitrank.errors import InputError
 from splitrank.federation import run_folder
+from splitrank.federation.budgets import ClientTexts, preparation_records
 from splitrank.federation.export import export_adapter
 from splitrank.federation.in_process import InProcessClients, make_clients
-from splitrank.federation.rounds import State, run_round
+from splitrank.federation.model import Model
+from splitrank.federation.rounds import Clients, State, run_round
 from splitrank.federation.run_folder import RunFolder
 from splitrank.federation.tracking import tracked
 from splitrank.learning.data import TextData, load_hub, load_path, take_rows
@@ -34,7 +36,56 @@ OFFLINE_DATA = "docstrings"
 _PACKAGES = ("splitrank", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "tokenizers", "safetensors")
 
 
-def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRecord]:
+def make_clients_of(config: Config) -> InProcessClients:
+    """All clients in this process, with the texts that the settings name."""
+    return make_clients(config, load_data(config))
+
+
+def load_data(config: Config) -> TextData:
+    """The texts that the settings name: the docstrings, a folder or file, or a data set on the hub."""
+    table, seed = config.data, config.run.seed
+    say(f"Reading the texts: {table.path or table.name}.")
+    text = list(table.text) if table.text else None
+    if table.path is not None:
+        data = load_path(Path(table.path), text=text, label=table.label, test_share=table.test_share, seed=seed)
+    elif table.name == OFFLINE_DATA:
+        data = load_docstrings()
+    else:
+        assert table.name is not None
+        data = load_hub(table.name, text=text, label=table.label, test_share=table.test_share, seed=seed)
+    return take_rows(data, table.train_rows, table.test_rows, seed)
+
+
+class RunClients(Clients, Protocol):
+    """The clients of a whole run: all that a round sees of them, and what the run folder tells of model and texts."""
+
+    @property
+    def model(self) -> Model:
+        """The model that judges; its settings are those of the run, with nothing left to the machine or the data."""
+
+    @property
+    def data(self) -> TextData:
+        """The texts that are on this machine."""
+
+    @property
+    def texts(self) -> ClientTexts:
+        """Amounts of text of each client."""
+
+    @property
+    def trunk_computed(self) -> dict[str, bool]:
+        """Whether the frozen trunk's outputs had to be computed here."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+def run(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    connect: Callable[[Config], RunClients] = make_clients_of,
+) -> Iterator[RoundRecord]:
     """Run a federation and yield each round's record once it is safe on disk, round 0 first.
 
     Breaking off at any moment, by exception, signal or power cut, leaves a folder that ``resume=True`` continues to
@@ -44,6 +95,7 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
         config: the settings; for a resumed run those of :func:`run_folder.resumed_config`.
         out: the run folder, new or empty unless resumed.
         resume: continue the run in ``out``.
+        connect: gives the clients; those of this process unless told otherwise.
 
     Raises:
         InputError: settings, data or a folder that cannot be used; nothing half-written is left.
@@ -56,9 +108,8 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
         else:
             run_folder.check_new(out)
         log = held.enter_context(tracked(config.run.tracking, out))
-        data = load_data(config)
-        clients = make_clients(config, data)
-        config = clients.config
+        clients = connect(config)
+        config = clients.model.config
         held.callback(clients.close)
         manifest = manifest_of(config, clients)
         if resume:
@@ -80,7 +131,7 @@ def run(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRec
             yield record
         if state.adapter.rank == 0:
             say("Warning: no client could take part in any round, so the adapter is untrained; loosen the budgets.")
-        export_adapter(clients, state, out / "adapter")
+        export_adapter(clients.model, state, out / "adapter")
 
 
 def _reached_target(folder: RunFolder, config: Config) -> bool:
@@ -88,36 +139,21 @@ def _reached_target(folder: RunFolder, config: Config) -> bool:
     return target is not None and folder.last_accuracy() >= target
 
 
-def _round_zero(clients: InProcessClients) -> tuple[State, RoundRecord]:
+def _round_zero(clients: RunClients) -> tuple[State, RoundRecord]:
     started_s = time.perf_counter()
-    state = clients.initial_state()
+    state = clients.model.initial_state()
     return state, RoundRecord(
         round=0,
         status=None,
         rank=0,
         **asdict(clients.evaluate(state)),
         factor_averaging_error=None,
-        clients=clients.preparation_records(),
+        clients=preparation_records(clients.model.config, clients.model.shape, clients.texts),
         wall_s=time.perf_counter() - started_s,
     )
 
 
-def load_data(config: Config) -> TextData:
-    """The texts that the settings name: the docstrings, a folder or file, or a data set on the hub."""
-    table, seed = config.data, config.run.seed
-    say(f"Reading the texts: {table.path or table.name}.")
-    text = list(table.text) if table.text else None
-    if table.path is not None:
-        data = load_path(Path(table.path), text=text, label=table.label, test_share=table.test_share, seed=seed)
-    elif table.name == OFFLINE_DATA:
-        data = load_docstrings()
-    else:
-        assert table.name is not None
-        data = load_hub(table.name, text=text, label=table.label, test_share=table.test_share, seed=seed)
-    return take_rows(data, table.train_rows, table.test_rows, seed)
-
-
-def manifest_of(config: Config, clients: InProcessClients) -> dict[str, Any]:
+def manifest_of(config: Config, clients: RunClients) -> dict[str, Any]:
     """What manifest.json says of a run: when and how it started, versions, hardware, data and weights."""
     return {
         "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -130,7 +166,7 @@ def manifest_of(config: Config, clients: InProcessClients) -> dict[str, Any]:
             "system": platform.platform(),
             "cpu_count": os.cpu_count(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "device": str(clients.encoder.model.device),
+            "device": str(clients.model.encoder.model.device),
         },
         "data": {
             "source": clients.data.source,
@@ -139,8 +175,8 @@ def manifest_of(config: Config, clients: InProcessClients) -> dict[str, Any]:
             "test_texts": len(clients.data.test_texts),
             "labels": clients.data.label_names,
         },
-        "model": {"location": clients.encoder.location, "trunk_sha256": clients.encoder.trunk_digest},
-        "trunk_computed": {"training": clients.train_outputs.built, "test": clients.test_outputs.built},
+        "model": {"location": clients.model.encoder.location, "trunk_sha256": clients.model.encoder.trunk_digest},
+        "trunk_computed": clients.trunk_computed,
     }
 
 

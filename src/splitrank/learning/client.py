@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,6 +64,27 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How hard a real machine may work, and until when; neither changes what is learnt.
+
+    Attributes:
+        duty_cycle: share of the time that steps may take, in (0, 1]; the rest is slept, so that a machine whose clock
+            cannot be set works at that share of its speed.
+        stop_at_s: moment of ``time.monotonic()`` at which training is given up; infinite for never.
+    """
+
+    duty_cycle: float = 1.0
+    stop_at_s: float = math.inf
+
+
+FULL_SPEED = Pace()
+
+
+class OutOfTimeError(RunError):
+    """A client whose training was given up at the deadline."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How a model does on labelled texts, all dimensionless shares but ``loss`` [nats per text]."""
 
@@ -108,6 +130,7 @@ def train(
     round: int,
     client: int,
     local_head: Mapping[str, Tensor],
+    pace: Pace = FULL_SPEED,
 ) -> Update:
     """Train one client for one round with AdamW (Loshchilov and Hutter, ICLR 2019), its moments starting at zero.
 
@@ -123,12 +146,15 @@ def train(
         training: see :class:`Training`.
         seed, round, client: key of the streams.
         local_head: this client's own head, empty unless ``model.head = "local"``.
+        pace: see :class:`Pace`.
 
     Raises:
-        RunError: the loss or a weight is no longer finite.
+        RunError: the loss or a weight is no longer finite, or time ran out.
     """
     parameters = lora.load(peft_model, adapter, local_head)
-    train_loss = descend(encoder, parameters, texts, rows, labels, training, seed=seed, round=round, client=client)
+    train_loss = descend(
+        encoder, parameters, texts, rows, labels, training, seed=seed, round=round, client=client, pace=pace
+    )
     return Update(
         adapter=lora.read(peft_model, adapter),
         train_loss=train_loss,
@@ -148,18 +174,19 @@ def descend(
     seed: int,
     round: int,
     client: int,
+    pace: Pace = FULL_SPEED,
 ) -> float:
     """The steps of one client's round, on the parameters as they stand in the encoder's model.
 
     Args:
         parameters: what is trained.
-        encoder, texts, rows, labels, training, seed, round, client: as in :func:`train`.
+        encoder, texts, rows, labels, training, seed, round, client, pace: as in :func:`train`.
 
     Returns:
         the mean loss over the texts trained on [nats].
 
     Raises:
-        RunError: the loss or a weight is no longer finite.
+        RunError: the loss or a weight is no longer finite, or time ran out.
     """
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
     draws = streams.generator(seed, "batches", round, client)
@@ -175,6 +202,7 @@ def descend(
         torch.manual_seed(streams.integer(seed, "dropout", round, client))
         description = f"round {round}, client {client}"
         for step, batch in enumerate(track(batches, description, total=len(batches)), (round - 1) * len(batches)):
+            started_s = time.monotonic()
             hidden, lengths = texts.read(batch)
             logits = encoder.logits(hidden.to(device), lengths)
             loss = functional.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device))
@@ -185,6 +213,7 @@ def descend(
                 group["lr"] = training.learning_rate * learning_rate_factor(training.schedule, step, num_steps)
             optimizer.step()
             loss_sum += loss.detach().double() * len(batch)
+            _keep(pace, time.monotonic() - started_s)
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
     if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(parameters))):
         raise RunError(
@@ -192,6 +221,14 @@ def descend(
             f"try a train.learning_rate below {training.learning_rate:g}"
         )
     return train_loss
+
+
+def _keep(pace: Pace, step_s: float) -> None:
+    """Rest after a step that took ``step_s``, or give up."""
+    if pace.duty_cycle < 1.0:
+        time.sleep(step_s * (1.0 / pace.duty_cycle - 1.0))
+    if time.monotonic() > pace.stop_at_s:
+        raise OutOfTimeError("The round's time was over before the training was; it was given up")
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from splitrank import streams
 from splitrank.errors import InputError
 from splitrank.learning.stratified import hold_out, stratified_draw
 from splitrank.learning.table_files import ENDINGS, Table, read_table
-from splitrank.learning.text_rules import Split, checked_splits, columns_wanted
+from splitrank.learning.text_rules import Split, checked_splits, columns_wanted, split_with_classes
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,35 @@ def load_path(
     test = read_table(test_file, wanted) if test_file else None
     source = f"{train_file.name} and {test_file.name} of {place}" if test_file else str(train_file)
     return _checked(train, test, text, label, None, test_share, seed, source)
+
+
+def load_split(
+    path: str | Path,
+    split: str,
+    *,
+    text: list[str] | None = None,
+    label: str | None = None,
+    classes: list[str] | None = None,
+) -> tuple[Split, list[str]]:
+    """Load one split alone: what a client trains on, or a server tests on, where they hold nothing else.
+
+    Args:
+        path: a file, all of which is the split, or a folder with ``<split>.*``; forms as in :func:`load_path`.
+        split: ``"train"`` or ``"test"``.
+        text, label: columns, as in :func:`load_path`.
+        classes: names of the classes and their order; None to take those that are found.
+
+    Returns:
+        the rows, and the names of the classes.
+
+    Raises:
+        InputError: missing or unreadable files, data that breaks a rule, or a label that is none of ``classes``.
+    """
+    place = Path(path).expanduser().absolute()
+    file = _split_file(place, split) if place.is_dir() else place
+    if file is None or not file.exists():
+        raise InputError(f"data.path must be a file or a folder with {split}.*, got {place} without one")
+    return split_with_classes(read_table(file, columns_wanted(text, label)), text, label, classes)
 
 
 def take_rows(data: TextData, train_rows: int | None, test_rows: int | None, seed: int) -> TextData:

@@ -88,6 +88,41 @@ def checked_splits(
     return train_split, test_split, classes
 
 
+def split_with_classes(
+    table: Table, text: list[str] | None, label: str | None, classes: list[str] | None
+) -> tuple[Split, list[str]]:
+    """One table's texts with their classes; it need not have all the classes there are.
+
+    Args:
+        table: the rows.
+        text, label: columns, as in :func:`checked_splits`.
+        classes: names of the classes and their order; None to take the table's own.
+
+    Raises:
+        InputError: what :func:`checked_splits` refuses, or a label that is none of ``classes``.
+    """
+    texts, names = texts_of(table, text), _labels(table, label)
+    whole = _whole_numbers(set(names))
+    names = [whole.get(name, name) for name in names]
+    if table.headerless and len(table.column_names) == 3 and set(names) <= set(_AG_NEWS_NAMES):
+        in_order = list(_AG_NEWS_NAMES.values())
+        names = [_AG_NEWS_NAMES[name] for name in names]
+    else:
+        in_order = _ordered(set(names), None)
+    if classes is None:
+        classes = [name for name in in_order if name in set(names)]
+        if len(classes) < 2:
+            raise InputError(f"{table.name}: the labels must name at least 2 classes, got only {classes[0]!r}")
+    index = {name: position for position, name in enumerate(classes)}
+    unknown = [row for row, name in enumerate(names) if name not in index]
+    if unknown:
+        raise InputError(
+            f"{table.name}, {table.rows(unknown)}: a label must be one of the federation's classes "
+            f"({_listed(classes)}), got {names[unknown[0]]!r}"
+        )
+    return Split(texts, np.array([index[name] for name in names], dtype=np.int64)), classes
+
+
 def _column(table: Table, name: str, key: str) -> list[Any]:
     if name not in table.columns:
         raise InputError(

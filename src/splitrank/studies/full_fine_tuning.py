@@ -135,7 +135,7 @@ class FullFineTuning:
             self.clients.train_outputs,
             self.clients.train_rows[client],
             self.clients.data.train_labels,
-            self.clients.local_training,
+            self.clients.model.local_training,
             seed=self.clients.config.run.seed,
             round=round,
             client=client,
@@ -168,7 +168,7 @@ def prepare(config: Config) -> FullFineTuning:
     data = load_data(config)
     encoder = _load_dense(config, data)
     clients = make_clients(config, data)
-    head = lora.trained_head(clients.encoder, clients.peft_model, config.model.head)
+    head = lora.trained_head(clients.model.encoder, clients.model.peft_model, config.model.head)
     layers = tuple(f"{encoder.family.layers}.{index}." for index in encoder.trained_layers)
     parameters = {
         path: parameter.requires_grad_()

@@ -7,6 +7,7 @@ model; one model then serves every client, round and rank, its adapter exchanged
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,39 @@ def from_tensors(tensors: Mapping[str, Tensor], rank: int, scaling: float) -> Ad
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     return Adapter(rank, scaling, part("lora_A/"), part("lora_B/"), part("head/"))
+
+
+def to_flat(adapter: Adapter) -> Tensor:
+    """All tensors as one float32 vector, in the order of their flat names; :func:`from_flat` is the inverse."""
+    tensors = adapter.tensors()
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def num_numbers(like: Adapter, rank: int) -> int:
+    """Length of the vector of an adapter of that rank for the model that ``like`` belongs to."""
+    return sum(math.prod(shape) for shape in _shapes(like, rank).values())
+
+
+def from_flat(vector: Tensor, like: Adapter, rank: int) -> Adapter:
+    """Build an adapter from its vector.
+
+    Args:
+        vector: float32, shape (num_numbers(like, rank),).
+        like: any adapter of the same model, whatever its rank.
+        rank: r, at least 1.
+    """
+    shapes = _shapes(like, rank)
+    sizes = [math.prod(shapes[name]) for name in sorted(shapes)]
+    parts = zip(sorted(shapes), torch.split(vector, sizes), strict=True)
+    tensors = {name: part.reshape(shapes[name]).clone() for name, part in parts}
+    return from_tensors({name: tensors[name] for name in shapes}, rank, like.scaling)
+
+
+def _shapes(like: Adapter, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of :meth:`Adapter.tensors` at another rank."""
+    factors = {f"lora_A/{path}": (rank, tensor.shape[1]) for path, tensor in like.lora_A.items()}
+    factors |= {f"lora_B/{path}": (tensor.shape[0], rank) for path, tensor in like.lora_B.items()}
+    return factors | {f"head/{path}": tuple(tensor.shape) for path, tensor in like.head.items()}
 
 
 def attach(encoder: Encoder, maps: Sequence[str], *, scaling: float, dropout: float) -> PeftModel:

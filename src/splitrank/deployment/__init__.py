@@ -1,0 +1,1 @@
+"""What ``splitrank deploy init`` writes: everything that a deployment on real machines needs."""

@@ -1,0 +1,74 @@
+"""``splitrank deploy init``: a folder with all that a federation on real machines needs but its texts."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from splitrank.errors import InputError
+from splitrank.files import folder_built_atomically
+
+DEFAULT_PORT = 9092
+_SUPERLINK_PORT, _APP_PORT = 8000, 8008
+_COMPOSE_CLIENT = """  client-{client}:
+    build: .
+    volumes: ["./client-{client}:/federation"]
+    restart: unless-stopped"""
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
+def init(folder: Path, *, server: str, num_clients: int, port: int = DEFAULT_PORT) -> None:
+    """Write a deployment's folder.
+
+    Args:
+        folder: new or empty.
+        server: the name or IPv4 address by which clients reach the server.
+        num_clients: how many clients there are to be, 1 to 1000.
+        port: the server's port that clients reach, 1024 to 65535.
+
+    Raises:
+        InputError: an argument that breaks its rule, or a folder with something in it.
+    """
+    if not _HOST.fullmatch(server):
+        raise InputError(f"--server must be a host's name or an IPv4 address, got {server!r}; try --server 192.0.2.1")
+    if not 1 <= num_clients <= 1000:
+        raise InputError(f"--clients must be a whole number from 1 to 1000, got {num_clients}")
+    if not 1024 <= port <= 65535 or port in (_SUPERLINK_PORT, _APP_PORT):
+        taken = f"{_SUPERLINK_PORT} and {_APP_PORT} are the server's own on loopback"
+        raise InputError(f"--port must be from 1024 to 65535 ({taken}), got {port}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"DIR must be a new or empty folder, got {folder} with something in it; choose another")
+    values = {
+        "SERVER": server,
+        "NUM_CLIENTS": str(num_clients),
+        "PORT": str(port),
+        "SUPERLINK_PORT": str(_SUPERLINK_PORT),
+        "APP_PORT": str(_APP_PORT),
+        "COMPOSE_CLIENTS": "\n".join(_COMPOSE_CLIENT.format(client=client) for client in range(num_clients)),
+    }
+    templates = resources.files("splitrank.deployment") / "templates"
+    with folder_built_atomically(folder) as building:
+        for template in templates.iterdir():
+            if template.name == "client":
+                for client in range(num_clients):
+                    _write(template, building / f"client-{client}", {**values, "CLIENT": str(client)})
+            else:
+                _write(template, building / template.name, values)
+    for script in folder.rglob("*.sh"):
+        script.chmod(0o755)
+
+
+def _write(template: Traversable, target: Path, values: dict[str, str]) -> None:
+    if template.is_dir():
+        if template.name == "__pycache__":
+            return
+        target.mkdir()
+        for part in template.iterdir():
+            _write(part, target / part.name, values)
+        return
+    text = template.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    target.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Splitrank for Flower."""

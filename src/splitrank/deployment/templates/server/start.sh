@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Starts the server: SuperLink and signed app on loopback, nginx before them. Ctrl-C stops all three.
+set -euo pipefail
+cd "$(dirname "$0")"
+export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.05
+export FLWR_SUPERGRID_API_URL="http://127.0.0.1:@APP_PORT@"
+mkdir -p flwr
+printf '[superlink.server]\naddress = "127.0.0.1:@SUPERLINK_PORT@"\nroot-certificates = "%s/ca.crt"\n' "$PWD" >flwr/config.toml
+trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'exit 0' INT TERM
+python3 -m splitrank.deployment.app_store serve app @APP_PORT@ &
+flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key --enable-supernode-auth \
+  --database superlink.db --host 127.0.0.1 --port @SUPERLINK_PORT@ &
+nginx -p "$PWD" -c nginx.conf -e nginx-error.log &
+# A key that is registered already is refused, which is as good.
+for _ in $(seq 60); do
+  sleep 1
+  flwr supernode list server >/dev/null 2>&1 && break
+done
+for key in nodes/*.pub; do flwr supernode register "$key" server >/dev/null 2>&1 || true; done
+echo "The server is up on port @PORT@; ./run.sh starts a run." >&2
+wait -n

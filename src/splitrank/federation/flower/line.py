@@ -1,0 +1,102 @@
+"""The line between ClientApp and worker: a UNIX socket that only its owner can open. Needs no torch.
+
+A message is two lengths, a header as JSON and an array's bytes; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from splitrank.errors import InputError
+from splitrank.federation.flower.payload import Floats, Header
+
+_LENGTHS = struct.Struct("!QQ")
+_MOST_BYTES = 4_000_000_000
+# What a socket's path may have on any system that has them.
+_MOST_PATH_BYTES = 100
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Listen on a socket whose folder is made for its owner alone; the socket is gone afterwards.
+
+    Raises:
+        InputError: the folder is another user's or open to others, the path is too long, or somebody listens already.
+    """
+    if len(os.fsencode(path)) > _MOST_PATH_BYTES:
+        raise InputError(f"socket must have at most {_MOST_PATH_BYTES} bytes, got {path}; name a shorter path")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = path.parent.stat()
+    if state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise InputError(f"socket must lie in a folder that only you can open, got {path.parent}; try chmod 700 on it")
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(path))
+        raise InputError(f"another worker listens on {path}; stop it, or name another socket")
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        old_mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old_mask)
+        listener.listen()
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def ask(path: Path, header: Header, floats: Floats, timeout_s: float) -> tuple[Header, Floats]:
+    """Send a request to a worker and wait for its answer.
+
+    Raises:
+        OSError, EOFError: there is no worker, or it broke off, or took longer than the timeout.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(str(path))
+        send(connection, header, floats)
+        return receive(connection)
+
+
+def send(connection: socket.socket, header: Header, floats: Floats) -> None:
+    """Send one message."""
+    text, numbers = json.dumps(header).encode(), floats.astype("<f4").tobytes()
+    connection.sendall(_LENGTHS.pack(len(text), len(numbers)) + text)
+    connection.sendall(numbers)
+
+
+def receive(connection: socket.socket) -> tuple[Header, Floats]:
+    """Wait for one message.
+
+    Raises:
+        EOFError: the other side closed before it was whole.
+        ValueError: it is not what :func:`send` sends.
+    """
+    text_length, numbers_length = _LENGTHS.unpack(_read(connection, _LENGTHS.size))
+    if text_length + numbers_length > _MOST_BYTES or numbers_length % 4:
+        raise ValueError(f"a message must have whole numbers and at most {_MOST_BYTES} bytes")
+    header = json.loads(_read(connection, text_length))
+    if not isinstance(header, dict):
+        raise ValueError("a message's header must be a JSON object")
+    return header, np.frombuffer(_read(connection, numbers_length), dtype="<f4").astype(np.float32)
+
+
+def _read(connection: socket.socket, length: int) -> bytes:
+    parts = bytearray(length)
+    view = memoryview(parts)
+    filled = 0
+    while filled < length:
+        received = connection.recv_into(view[filled:])
+        if received == 0:
+            raise EOFError("the other side closed the line")
+        filled += received
+    return bytes(parts)

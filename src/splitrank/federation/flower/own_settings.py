@@ -1,0 +1,73 @@
+"""A client's own file: which client it is, its texts, and what of its machine it keeps to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitrank.config import config_from, flatten, read_toml
+from splitrank.errors import InputError
+
+_NODE = {
+    *("client", "socket", "server", "port"),
+    *("root_certificates", "private_key", "trusted_entities", "plaintext"),
+}
+_OWN = {
+    *("data.path", "data.text", "data.label", "model.name", "run.threads", "run.cache_limit_gb"),
+    *("client.capacitance", "client.max_frequency_hz", "client.circuit_energy_j", "budget.energy_j"),
+}
+
+
+@dataclass(frozen=True)
+class OwnSettings:
+    """What a client's file says.
+
+    Attributes:
+        client: its number, 0 to federation.num_clients − 1.
+        socket: where its worker listens.
+        layer: dotted keys that go over the server's settings, ``data.path`` among them.
+        node: the table ``[node]``, for starting the SuperNode.
+        folder: where the file is; relative paths in it start there.
+    """
+
+    client: int
+    socket: Path
+    layer: Mapping[str, Any]
+    node: Mapping[str, Any]
+    folder: Path
+
+
+def read_own_settings(path: Path) -> OwnSettings:
+    """Read a client's file.
+
+    Raises:
+        InputError: it cannot be read, or a key is missing, unknown or not the client's to set.
+        ConfigError: a value breaks its rule.
+    """
+    tables = read_toml(path)
+    node = tables.pop("node", None)
+    if not isinstance(node, dict) or not _is_number(node.get("client")) or not isinstance(node.get("socket"), str):
+        raise InputError(f"{path} must have a table [node] with client (a whole number, 0 or greater) and socket")
+    unknown = sorted(set(node) - _NODE)
+    if unknown:
+        raise InputError(f"{path}: node.{unknown[0]} must be one of {', '.join(sorted(_NODE))}, got an unknown key")
+    layer = flatten(tables)
+    foreign = sorted(set(layer) - _OWN)
+    if foreign:
+        raise InputError(
+            f"{path}: {foreign[0]} must be set in the server's file; a client's own has {', '.join(sorted(_OWN))}"
+        )
+    if "data.path" not in layer:
+        raise InputError(f"{path} must name the client's texts, a CSV file or folder: data.path is missing")
+    here = path.resolve().parent
+    layer["data.path"] = str(here / Path(layer["data.path"]).expanduser())
+    if "model.name" in layer and (here / layer["model.name"]).is_dir():
+        layer["model.name"] = str(here / layer["model.name"])
+    config_from(layer)
+    return OwnSettings(node["client"], here / Path(node["socket"]).expanduser(), layer, node, here)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

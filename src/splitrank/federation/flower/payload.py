@@ -1,0 +1,69 @@
+"""What a message carries: a header of plain values and at most one flat float32 array.
+
+One array, because Flower fetches arrays one request at a time. The header is JSON in one text field, since Flower's
+records know no nesting and no None. Nothing is ever unpickled. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+Header = dict[str, Any]
+Floats = NDArray[np.float32]
+
+MOST_HEADER_CHARACTERS = 1_000_000
+NO_FLOATS: Floats = np.zeros(0, dtype=np.float32)
+
+_HEADER, _FLOATS = "header", "floats"
+
+
+class PayloadError(ValueError):
+    """A message that is not what splitrank sends."""
+
+
+def pack(header: Header, floats: Floats = NO_FLOATS) -> RecordDict:
+    """Make the content of a message."""
+    return RecordDict(
+        {
+            _HEADER: ConfigRecord({"json": json.dumps(header)}),
+            _FLOATS: ArrayRecord({_FLOATS: Array(np.ascontiguousarray(floats, dtype=np.float32))}),
+        }
+    )
+
+
+def unpack(content: RecordDict) -> tuple[Header, Floats]:
+    """Read the content of a message back, trusting nothing in it.
+
+    Raises:
+        PayloadError: other records than :func:`pack` makes, a header that is no JSON object, or an array that is not
+            flat or not of float32.
+    """
+    if set(content) != {_HEADER, _FLOATS}:
+        raise PayloadError(f"a message must hold the records {_HEADER} and {_FLOATS}, got {sorted(map(str, content))}")
+    text = content[_HEADER].get("json")
+    arrays = content[_FLOATS]
+    if not isinstance(text, str) or len(text) > MOST_HEADER_CHARACTERS:
+        raise PayloadError("a message's header must be a text of at most a million characters")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise PayloadError("a message's header must be JSON") from None
+    if not isinstance(header, dict):
+        raise PayloadError(f"a message's header must be a JSON object, got {type(header).__name__}")
+    if not isinstance(arrays, ArrayRecord) or set(arrays) != {_FLOATS}:
+        raise PayloadError(f"a message must hold one array called {_FLOATS}")
+    array = arrays[_FLOATS]
+    if array.dtype != "float32" or len(array.shape) != 1:
+        raise PayloadError(f"a message's array must be flat and of float32, got {array.dtype} of shape {array.shape}")
+    try:
+        floats = array.numpy()  # reads NumPy's own format with pickling switched off
+    except (ValueError, OSError, EOFError):
+        raise PayloadError("a message's array cannot be read") from None
+    if floats.dtype != np.float32 or floats.shape != tuple(array.shape):
+        raise PayloadError("a message's array is not what its description says")
+    return header, floats

@@ -1,0 +1,123 @@
+"""Messages to nodes, and their replies.
+
+Flower's own ``send_and_receive`` looks for replies every three seconds only, and does not tell when each came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from splitrank.federation.flower.payload import Floats, Header, PayloadError, pack, unpack
+
+_LOOK_EVERY_S = 0.1
+_LONGEST_S = 24 * 3600.0
+_ASK_AGAIN_AFTER_S = 15.0
+
+Request = tuple[Header, Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A node's answer and when it came [s after sending], or why there is none."""
+
+    header: Header
+    floats: Floats | None
+    after_s: float
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no answer to work with, None if there is one."""
+        if self.header.get("kind") == "failure":
+            return str(self.header.get("reason", "no reason given"))[:1000]
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Post:
+    """The post between the server and the nodes of a run.
+
+    Attributes:
+        asked: nodes that :meth:`ask` has sent something to, without those that failed some time ago.
+    """
+
+    grid: Grid
+    asked: set[int] = field(default_factory=set)
+    _open: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _failed: dict[int, float] = field(default_factory=dict)
+
+    def nodes(self) -> list[int]:
+        """Nodes that are online."""
+        return list(self.grid.get_node_ids())
+
+    def ask(self, requests: Mapping[int, Request], message_type: str, *, group: str) -> None:
+        """Send requests whose answers :meth:`answers` gives when they have come."""
+        sent_s = time.monotonic()
+        for message_id, node in self._push(requests, message_type, group, _LONGEST_S).items():
+            self._open[message_id] = (node, sent_s)
+        self.asked.update(requests)
+
+    def answers(self) -> Iterator[tuple[int, Reply]]:
+        """Answers to :meth:`ask` that have come meanwhile; a node that failed may be asked again after a while."""
+        for message in self.grid.pull_messages(list(self._open)) if self._open else ():
+            node, sent_s = self._open.pop(message.metadata.reply_to_message_id)
+            reply = _reply(message, time.monotonic() - sent_s)
+            if reply.failure is not None:
+                self._failed[node] = time.monotonic()
+            yield node, reply
+        for node, failed_s in list(self._failed.items()):
+            if time.monotonic() - failed_s > _ASK_AGAIN_AFTER_S:
+                self.asked.discard(node)
+                del self._failed[node]
+
+    def exchange(
+        self, requests: Mapping[int, Request], message_type: str, *, group: str, wait_s: float
+    ) -> dict[int, Reply]:
+        """Send one request to each node and gather the answers.
+
+        Args:
+            requests: node → header and array.
+            message_type: Flower's.
+            group: what Flower's logs call the requests.
+            wait_s: how long to wait for answers.
+
+        Returns:
+            an answer for every node, those that came too late or not at all being failures.
+        """
+        started_s = time.monotonic()
+        waiting = self._push(requests, message_type, group, wait_s)
+        replies: dict[int, Reply] = {}
+        while waiting and time.monotonic() - started_s < wait_s:
+            for message in self.grid.pull_messages(list(waiting)):
+                node = waiting.pop(message.metadata.reply_to_message_id)
+                replies[node] = _reply(message, time.monotonic() - started_s)
+            if waiting:
+                time.sleep(_LOOK_EVERY_S)
+        late = _failure(f"no answer within {wait_s:.4g} s", time.monotonic() - started_s)
+        return {node: replies.get(node, late) for node in requests}
+
+    def _push(self, requests: Mapping[int, Request], message_type: str, group: str, ttl_s: float) -> dict[str, int]:
+        """Send; gives the message's name → its node."""
+        messages = [
+            Message(pack(*request), dst_node_id=node, message_type=message_type, ttl=ttl_s, group_id=group)
+            for node, request in requests.items()
+        ]
+        sent = zip(self.grid.push_messages(messages), requests, strict=True)
+        return {message_id: node for message_id, node in sent if message_id}
+
+
+def _failure(reason: str, after_s: float) -> Reply:
+    return Reply({"kind": "failure", "reason": reason}, None, after_s)
+
+
+def _reply(message: Message, after_s: float) -> Reply:
+    if message.has_error():
+        return _failure(f"Flower reports error {message.error.code}: {message.error.reason}", after_s)
+    try:
+        return Reply(*unpack(message.content), after_s)
+    except PayloadError as error:
+        return _failure(str(error), after_s)

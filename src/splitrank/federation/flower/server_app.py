@@ -1,0 +1,70 @@
+"""The ServerApp: the same run as in one process, its clients being Flower nodes.
+
+Its run configuration (``flwr run --run-config``) has three keys: ``config``, the settings' file or preset; ``out``, the
+run folder; and ``clients``, ``"own"`` where every client has texts of its own and the server only test texts, or
+``"shards"`` where all read the settings' data set and each takes its share, as in a simulation. A folder in which a
+run was begun is gone on with.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from splitrank.config import Config, load_config
+from splitrank.errors import InputError
+from splitrank.federation import run_folder
+from splitrank.federation.flower.nodes import NodeClients, connect
+from splitrank.federation.loop import load_data, run
+from splitrank.federation.round_lines import round_lines
+from splitrank.files import try_lock
+from splitrank.learning.data import TextData, load_split, text_data
+from splitrank.learning.text_rules import Split
+from splitrank.progress import say
+
+# A ServerApp that lost its SuperLink may live for some seconds more and still hold the folder.
+_WAIT_FOR_FOLDER_S = 60.0
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation over Flower's nodes until its last round or its target."""
+    source, out = str(context.run_config["config"]), Path(str(context.run_config["out"])).expanduser()
+    clients_have = str(context.run_config["clients"])
+    if clients_have not in ("own", "shards"):
+        raise InputError(f'clients must be "own" or "shards", got {clients_have!r}')
+    resume = (out / "config.toml").exists()
+    if resume:
+        say(f"{out} holds a run already; going on with it.")
+        _wait_until_free(out)
+    asked = load_config(source)
+    config = run_folder.resumed_config(out, asked, []) if resume else asked
+
+    def nodes(config: Config) -> NodeClients:
+        return connect(grid, config, load_data(config) if clients_have == "shards" else _test_data(config))
+
+    for line in round_lines(run(config, out, resume=resume, connect=nodes), config):
+        say(line)
+
+
+def _wait_until_free(out: Path) -> None:
+    ends_s = time.monotonic() + _WAIT_FOR_FOLDER_S
+    while (lock := try_lock(out / ".lock")) is None and time.monotonic() < ends_s:
+        time.sleep(1.0)
+    if lock is not None:
+        lock.close()
+
+
+def _test_data(config: Config) -> TextData:
+    """The server's test texts, where training texts are on the clients alone."""
+    table = config.data
+    if table.path is None:
+        raise InputError('data.path must name the server\'s test texts where clients = "own", got a data.name')
+    test, classes = load_split(table.path, "test", text=list(table.text) if table.text else None, label=table.label)
+    return text_data(Split([], np.zeros(0, dtype=np.int64)), test, classes, f"test texts of {table.path}")

@@ -1,0 +1,231 @@
+"""Real Flower processes on loopback, all stopped at the end: a simulation, or a SuperLink with SuperNodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+# No reports home, no look for newer versions, no installation of packages when an app starts.
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
+
+
+def app_folder(root: Path) -> Path:
+    """A copy of the app that `splitrank deploy init` writes."""
+    with resources.as_file(resources.files("splitrank") / "deployment" / "templates" / "app") as app:
+        return Path(shutil.copytree(app, root / "app", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Processes:
+    """Processes of one test, each with a log in ``root/logs``, and the environment they run in."""
+
+    root: Path
+    environment: Mapping[str, str]
+    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, *command: str | Path) -> subprocess.Popen[bytes]:
+        logs = self.root / "logs"
+        logs.mkdir(exist_ok=True)
+        with (logs / f"{name}.log").open("ab") as log:
+            self.started[name] = subprocess.Popen(
+                [str(part) for part in command],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=dict(self.environment),
+                start_new_session=True,
+            )
+        return self.started[name]
+
+    def run(self, *command: str | Path, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            env=dict(self.environment),
+            timeout=timeout,
+        )
+        assert not check or ended.returncode == 0, f"{command}: {ended.stdout}{ended.stderr}"
+        return ended
+
+    def log(self, name: str) -> str:
+        return (self.root / "logs" / f"{name}.log").read_text(errors="replace")
+
+    def stop_all(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.started.values():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            for process in self.started.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+
+
+@contextmanager
+def processes(root: Path, **environment: str) -> Iterator[Processes]:
+    folders = {"FLWR_HOME": str(root / "flwr"), "RAY_TMPDIR": "/tmp"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
+    path = f"{BIN}:{inherited.get('PATH', '')}"
+    (root / "flwr").mkdir(parents=True, exist_ok=True)
+    running = Processes(root, {**inherited, **SWITCHES, **QUICK, **folders, "PATH": path, **environment})
+    try:
+        yield running
+    finally:
+        running.stop_all()
+
+
+def wait_for(condition, seconds: float, what: str, every_s: float = 0.2) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, f"{what} within {seconds} s"
+        time.sleep(every_s)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def write_connections(running: Processes, **connections: Mapping[str, object]) -> None:
+    """Flower's connections, as its config.toml holds them."""
+    lines = []
+    for name, values in connections.items():
+        lines.append(f"[superlink.{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    Path(running.environment["FLWR_HOME"], "config.toml").write_text("\n".join(lines) + "\n")
+
+
+def run_status(running: Processes, connection: str, run_id: str) -> str:
+    listed = running.run(BIN / "flwr", "list", connection, "--run-id", run_id, "--format", "json")
+    return str(json.loads(listed.stdout)["runs"][0]["status"])
+
+
+def submit(running: Processes, app: Path, connection: str, *options: str) -> str:
+    """`flwr run`; gives the run's name."""
+    ended = running.run(BIN / "flwr", "run", app, connection, "--format", "json", *options)
+    return str(json.loads(ended.stdout[ended.stdout.index("{") :])["run-id"])
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def without_wall(value):
+    """Records without what differs between equal runs."""
+    if isinstance(value, dict):
+        return {key: without_wall(item) for key, item in value.items() if "wall" not in key}
+    if isinstance(value, list):
+        return [without_wall(item) for item in value]
+    return value
+
+
+def shards(texts: Path, num_clients: int, seed: int, folder: Path) -> list[Path]:
+    """The training rows as a run in one process shares them out, one file for each client."""
+    import csv
+
+    from splitrank.learning.data import load_path
+    from splitrank.learning.partition import partition_iid
+
+    data = load_path(texts)
+    files = []
+    for client, rows in enumerate(partition_iid(data.train_labels, num_clients, seed)):
+        files.append(folder / f"shard-{client}.csv")
+        with files[-1].open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["text", "label"])
+            table.writerows([data.train_texts[row], data.label_names[data.train_labels[row]]] for row in rows)
+    return files
+
+
+@dataclass
+class Deployment:
+    """A folder of `splitrank deploy init` on loopback, with keys, texts and settings in place."""
+
+    folder: Path
+    running: Processes
+    port: int
+    num_clients: int
+
+    def start_server(self) -> None:
+        self.running.start("server", self.folder / "server" / "start.sh")
+        wait_for(lambda: "The server is up" in self.running.log("server"), 60, "the server is up")
+
+    def start_client(self, client: int) -> None:
+        self.running.start(f"client-{client}", self.folder / f"client-{client}" / "start.sh")
+
+    def start(self) -> None:
+        self.start_server()
+        for client in range(self.num_clients):
+            self.start_client(client)
+
+    def stop(self, name: str, number: int = signal.SIGTERM) -> None:
+        process = self.running.started.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        process.wait(30)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "server" / "run"
+
+    def start_run(self, name: str = "run") -> None:
+        self.running.start(name, self.folder / "server" / "run.sh")
+
+    def rounds(self) -> int:
+        """Rounds on record, -1 before the first line."""
+        file = self.run_folder / "rounds.jsonl"
+        return file.read_bytes().count(b"\n") - 1 if file.exists() else -1
+
+    def wait_for_rounds(self, rounds: int, seconds: float) -> None:
+        wait_for(lambda: self.rounds() >= rounds, seconds, f"round {rounds} is over")
+
+    def wait_until_finished(self, seconds: float) -> None:
+        finished = self.run_folder / "adapter" / "adapter_model.safetensors"
+        wait_for(finished.exists, seconds, "the run is finished")
+
+
+@contextmanager
+def deployment(root: Path, settings: str, texts: Path, *, num_clients: int = 3, seed: int = 0) -> Iterator[Deployment]:
+    """A deployment that is ready to start; ``settings`` are the server's but for the data."""
+    from splitrank.deployment.init import init
+
+    folder, port = root / "federation", free_port()
+    init(folder, server="127.0.0.1", num_clients=num_clients, port=port)
+    superlink_port, app_port = free_port(), free_port()
+    for file in (folder / "server").iterdir():
+        text = file.read_text().replace("8000", str(superlink_port)).replace("8008", str(app_port))
+        file.write_text(text)
+    (folder / "server" / "config.toml").write_text(settings + '\n[data]\npath = "test.csv"\n')
+    shutil.copy(texts / "test.csv", folder / "server" / "test.csv")
+    for client, shard in enumerate(shards(texts, num_clients, seed, root)):
+        own = folder / f"client-{client}"
+        shutil.copy(shard, own / "train.csv")
+        (own / "client.toml").write_text((own / "client.toml").read_text().replace("9094", str(free_port())))
+    with processes(root) as running:
+        running.run(folder / "make-keys.sh")
+        yield Deployment(folder, running, port, num_clients)
