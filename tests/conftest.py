@@ -92,11 +92,10 @@ def tiny_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_config(tiny_model: Callable[[str], Path], tiny_texts: Path, tmp_path: Path) -> Path:
-    """A configuration file of a run that takes a second: the tiny encoder, the tiny texts, budgets that bind."""
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_model: Callable[[str], Path], tiny_texts: Path) -> str:
+    """Settings of a run that takes a second: the tiny encoder, the tiny texts, budgets that bind."""
+    return f"""
 [model]
 name = "{tiny_model("roberta")}"
 max_length = 32
@@ -126,7 +125,14 @@ energy_j = 0.12
 
 [run]
 threads = 1
-""")
+"""
+
+
+@pytest.fixture
+def tiny_config(tiny_settings: str, tmp_path: Path) -> Path:
+    """A configuration file with the tiny settings."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(tiny_settings)
     return path
 
 

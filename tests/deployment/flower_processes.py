@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -24,6 +24,7 @@ SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+IS_UP = "The server is up"
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
 
 
@@ -47,7 +48,7 @@ class Processes:
     environment: Mapping[str, str]
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, *command: str | Path) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *command: str | Path, **environment: str) -> subprocess.Popen[bytes]:
         logs = self.root / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.log").open("ab") as log:
@@ -56,17 +57,19 @@ class Processes:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=dict(self.environment),
+                env={**self.environment, **environment},
                 start_new_session=True,
             )
         return self.started[name]
 
-    def run(self, *command: str | Path, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, check: bool = True, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         ended = subprocess.run(
             [str(part) for part in command],
             capture_output=True,
             text=True,
-            env=dict(self.environment),
+            env={**self.environment, **environment},
             timeout=timeout,
         )
         assert not check or ended.returncode == 0, f"{command}: {ended.stdout}{ended.stderr}"
@@ -87,7 +90,7 @@ class Processes:
 
 @contextmanager
 def processes(root: Path, **environment: str) -> Iterator[Processes]:
-    folders = {"FLWR_HOME": str(root / "flwr"), "RAY_TMPDIR": "/tmp"}
+    folders = {"FLWR_HOME": str(root / "flwr"), "XDG_CACHE_HOME": str(root / "xdg-cache"), "RAY_TMPDIR": "/tmp"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     path = f"{BIN}:{inherited.get('PATH', '')}"
     (root / "flwr").mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,39 @@ def submit(running: Processes, app: Path, connection: str, *options: str) -> str
     """`flwr run`; gives the run's name."""
     ended = running.run(BIN / "flwr", "run", app, connection, "--format", "json", *options)
     return str(json.loads(ended.stdout[ended.stdout.index("{") :])["run-id"])
+
+
+def family(pid: int) -> dict[int, str]:
+    """A process and all that descend from it, with their commands."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found, left = {}, [pid]
+    while left:
+        member = left.pop()
+        with suppress(OSError):
+            found[member] = Path(f"/proc/{member}/cmdline").read_text().replace("\0", " ")
+        left += children.get(member, [])
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes as a power cut would."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def server_settings(tiny: str, **federation: object) -> str:
+    """The tiny settings without texts, with other keys for the federation, in float32, as everywhere the same."""
+    start, end = tiny.index("[data]"), tiny.index("[federation]")
+    text = tiny[:start] + tiny[end:]
+    assert "rounds = 4\n" in text
+    assert "threads = 1\n" in text
+    keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in federation.items())
+    return text.replace("rounds = 4", keys).replace("max_length = 32", 'max_length = 32\nprecision = "fp32"')
 
 
 def records(folder: Path) -> list[dict]:
@@ -173,7 +209,8 @@ class Deployment:
 
     def start_server(self) -> None:
         self.running.start("server", self.folder / "server" / "start.sh")
-        wait_for(lambda: "The server is up" in self.running.log("server"), 60, "the server is up")
+        before = self.running.log("server").count(IS_UP)
+        wait_for(lambda: self.running.log("server").count(IS_UP) > before, 60, "the server is up")
 
     def start_client(self, client: int) -> None:
         self.running.start(f"client-{client}", self.folder / f"client-{client}" / "start.sh")
@@ -188,6 +225,24 @@ class Deployment:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         process.wait(30)
+
+    def family(self, name: str) -> dict[int, str]:
+        """The processes that belong to a started one, with their commands."""
+        return family(self.running.started[name].pid)
+
+    def flwr(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Flower's command line as the server's owner has it."""
+        return self.running.run(BIN / "flwr", *command, check=check, FLWR_HOME=str(self.folder / "server" / "flwr"))
+
+    def nodes(self) -> dict[str, str]:
+        """Nodes that the SuperLink knows, with their states."""
+        listed = json.loads(self.flwr("supernode", "list", "server", "--format", "json").stdout)
+        return {node["node-id"]: node["status"] for node in listed["nodes"]}
+
+    def wait_for_nodes(self, seconds: float) -> None:
+        """Wait until every client's node is online."""
+        online = ["online"] * self.num_clients
+        wait_for(lambda: list(self.nodes().values()) == online, seconds, "all nodes are online", 2.0)
 
     @property
     def run_folder(self) -> Path:

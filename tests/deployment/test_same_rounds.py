@@ -15,6 +15,7 @@ from tests.deployment.flower_processes import (
     processes,
     records,
     run_status,
+    server_settings,
     submit,
     wait_for,
     without_wall,
@@ -26,16 +27,8 @@ ROUNDS = 3
 
 
 @pytest.fixture
-def settings(tiny_config) -> str:
-    """The tiny run without its data, in float32 on one thread, as everywhere the same."""
-    text = tiny_config.read_text()
-    start, end = text.index("[data]"), text.index("[federation]")
-    text = text[:start] + text[end:]
-    text = text.replace("rounds = 4", f"rounds = {ROUNDS}").replace(
-        "max_length = 32", 'max_length = 32\nprecision = "fp32"'
-    )
-    assert "threads = 1" in text
-    return text
+def settings(tiny_settings) -> str:
+    return server_settings(tiny_settings, rounds=ROUNDS)
 
 
 @pytest.fixture

@@ -64,7 +64,11 @@ def test_new_directions_are_drawn_for_their_round(tiny_config):
         return clients.train(start, plan, round)
 
     watched = SimpleNamespace(
-        num_samples=clients.num_samples, problem=clients.problem, train=train, evaluate=clients.evaluate
+        num_samples=clients.num_samples,
+        problem=clients.problem,
+        plan=clients.plan,
+        train=train,
+        evaluate=clients.evaluate,
     )
     state = replace(clients.initial_state(), round=4)
     _, record = run_round(state, watched, clients.config)

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitrank.planning.plan import OPTIMAL_SOLVERS, make_plan
-from splitrank.planning.problem import Problem, energy_j, feasible, frequency_range_hz, left_for_compute, settle
+from splitrank.planning.problem import (
+    Problem,
+    energy_j,
+    feasible,
+    frequency_range_hz,
+    left_for_compute,
+    of_client,
+    settle,
+)
 from splitrank.planning.solvers.bisection import bisection
 from splitrank.planning.solvers.branch_and_bound import branch_and_bound
 from splitrank.planning.solvers.exact import exact
@@ -95,24 +103,20 @@ def test_settle_mends_any_guess(best: list[int], seed: int) -> None:
     np.testing.assert_array_equal(settle(guess, cap, lambda rank: rank <= true), true)
 
 
-def one_client(problem: Problem, i: int) -> Problem:
-    work = problem.workload
-    fields = ("cycles_constant", "cycles_per_rank", "payload_bits_constant", "payload_bits_per_rank")
-    arrays = (
-        *("uplink_bps", "downlink_bps", "uplink_power_w", "capacitance"),
-        *("max_frequency_hz", "circuit_energy_j", "energy_j", "rank_cap"),
-    )
-    return replace(
-        problem,
-        workload=Workload(**{name: getattr(work, name)[i : i + 1] for name in fields}),
-        **{name: getattr(problem, name)[i : i + 1] for name in arrays},
-    )
-
-
 def test_a_client_can_run_bisection_by_itself() -> None:
     problem = random_problem(3, 60)
-    alone = [bisection(one_client(problem, i))[0] for i in range(problem.num_clients)]
+    alone = [bisection(of_client(problem, i))[0] for i in range(problem.num_clients)]
     np.testing.assert_array_equal(bisection(problem), alone)
+
+
+@pytest.mark.parametrize("solve", [exact, bisection, branch_and_bound])
+def test_overhead_is_time_taken_off_the_budget(solve) -> None:
+    problem = random_problem(5, 400, latency_margin=0.1)
+    overhead_s = 0.2 * problem.latency_s
+    with_overhead = replace(problem, overhead_s=np.full(problem.num_clients, overhead_s))
+    shorter = replace(problem, latency_s=problem.latency_s - overhead_s / 0.9)
+    np.testing.assert_array_equal(solve(with_overhead), solve(shorter))
+    assert np.any(solve(with_overhead) < solve(problem))
 
 
 def scip_rank(problem: Problem) -> int:
@@ -157,7 +161,7 @@ def test_exact_equals_scip() -> None:
     problem = random_problem(11, 400)
     ranks, solved = exact(problem), []
     for i in range(problem.num_clients):
-        client, rank = one_client(problem, i), int(ranks[i])
+        client, rank = of_client(problem, i), int(ranks[i])
         usable = problem.uplink_bps[i] > 0 and problem.downlink_bps[i] > 0 and np.isfinite(problem.energy_j[i])
         clear = (rank == 0 or slack(client, rank) > 1e-4) and slack(client, rank + 1) < -1e-4
         if usable and (clear or rank == problem.rank_cap[i]):

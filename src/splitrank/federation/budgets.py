@@ -203,8 +203,14 @@ def round_workload(config: Config, shape: EncoderShape, texts: ClientTexts) -> W
             head_parameters_sent=parameters.head,
             trunk=config.workload.trunk,
         )
-    assert client.seconds_per_sample is not None
-    assert client.seconds_per_sample_per_rank is not None
+    if client.seconds_per_sample is None or client.seconds_per_sample_per_rank is None:
+        raise ConfigError(
+            [
+                'client.seconds_per_sample must be given when workload.model = "measured" and there are no machines to '
+                "measure, got nothing; name it with client.seconds_per_sample_per_rank and "
+                "client.reference_frequency_hz, or run through Flower"
+            ]
+        )
     assert client.reference_frequency_hz is not None
     return measured_workload(
         per_client(client.seconds_per_sample, "client.seconds_per_sample", config),
@@ -341,6 +347,57 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
         heard = np.ones_like(heard)
     slowest_bps = problem.downlink_bps[heard].min()
     return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of machines and links, float64 arrays of shape (num_clients,).
+
+    Attributes:
+        seconds_per_sample, seconds_per_sample_per_rank: a and b [s] of :func:`workload.measured_workload`.
+        reference_frequency_hz: the clock they were measured at, taken for the fastest there is [Hz].
+        capacitance: Ω such that Ω·f³ is the power at that clock.
+        uplink_bps, downlink_bps: rates of the links [bit/s], 0 for a client that is not there.
+        overhead_s: what a round's exchange takes that no rate explains [s].
+        latency_margin: share of T0 that covers how much the actual latency strays.
+    """
+
+    seconds_per_sample: FloatArray
+    seconds_per_sample_per_rank: FloatArray
+    reference_frequency_hz: FloatArray
+    capacitance: FloatArray
+    uplink_bps: FloatArray
+    downlink_bps: FloatArray
+    overhead_s: FloatArray
+    latency_margin: float
+
+
+def measured_problem(config: Config, shape: EncoderShape, texts: ClientTexts, measured: Measured) -> Problem:
+    """P1 on measured numbers; powers, circuit energy and budgets are those of the settings."""
+    parameters = trained_parameters(config, shape)
+    return _problem(
+        workload=measured_workload(
+            measured.seconds_per_sample,
+            measured.seconds_per_sample_per_rank,
+            measured.reference_frequency_hz,
+            samples=texts.samples,
+            epochs=config.federation.local_epochs,
+            parameters_per_rank=parameters.adapter_per_rank,
+            bits_per_parameter=BITS_PER_FLOAT32,
+            head_parameters_sent=parameters.head,
+        ),
+        uplink_bps=measured.uplink_bps,
+        downlink_bps=measured.downlink_bps,
+        uplink_power_w=per_client(config.radio.uplink_power_w, "radio.uplink_power_w", config),
+        capacitance=measured.capacitance,
+        max_frequency_hz=measured.reference_frequency_hz,
+        circuit_energy_j=per_client(config.client.circuit_energy_j, "client.circuit_energy_j", config),
+        energy_j=per_client(config.budget.energy_j, "budget.energy_j", config),
+        rank_cap=np.full(config.federation.num_clients, rank_cap(config, shape), dtype=np.int64),
+        latency_s=config.budget.latency_s,
+        latency_margin=config.planner.latency_margin or measured.latency_margin,
+        overhead_s=measured.overhead_s,
+    )
 
 
 def planned_problem(config: Config, round: int, *, sit_out: bool) -> Problem:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitrank.config import Config
-from splitrank.federation.budgets import ClientTexts, round_problem, round_workload
+from splitrank.federation.budgets import ClientTexts, plan_round, round_problem, round_workload
 from splitrank.federation.model import Model, amounts_of_text, load_model
 from splitrank.federation.rounds import State
 from splitrank.learning.client import Evaluation, Update
@@ -63,6 +63,10 @@ class InProcessClients:
     def problem(self, round: int) -> Problem:
         """The round's draws and budgets."""
         return round_problem(self.config, self.model.shape, self.workload, round, sit_out=True)
+
+    def plan(self, problem: Problem, round: int) -> Plan:
+        """The round's plan; whether the server or each client makes it is all the same here."""
+        return plan_round(self.config, problem, round, sit_out=True)
 
     def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update]:
         """Train every participant of the plan, one after the other."""

@@ -30,7 +30,7 @@ def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
 def _line(record: RoundRecord, config: Config) -> str:
     trained = [client for client in record.clients if client.get("dropped") is False]
     latency = energy = "-"
-    if trained:
+    if trained and all(client["latency_s"] is not None for client in trained):  # else the clients keep them private
         latency = f"{max(client['latency_s'] for client in trained):,.1f} s / {config.budget.latency_s:,.6g} s"
         worst = max(trained, key=lambda client: client["energy_j"] / client["energy_budget_j"])
         energy = f"{worst['energy_j']:,.1f} J / {worst['energy_budget_j']:,.6g} J"

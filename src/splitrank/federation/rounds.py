@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from splitrank.config import Config
-from splitrank.federation.budgets import plan_round
 from splitrank.learning.adapters.lora import Adapter, resize
 from splitrank.learning.aggregation.fedavg import factor_averaging_error, fedavg
 from splitrank.learning.client import Evaluation, Update
@@ -41,9 +40,10 @@ class State:
 
 @dataclass(frozen=True)
 class Missed:
-    """A participant that gave no update, and why."""
+    """A participant that gave no update, and why; ``wall`` as in :class:`Update`."""
 
     reason: str
+    wall: Mapping[str, float] = field(default_factory=dict)
 
 
 class Clients(Protocol):
@@ -55,6 +55,9 @@ class Clients(Protocol):
 
     def problem(self, round: int) -> Problem:
         """The round's problem P1: links, processors, workload and budgets of every client."""
+
+    def plan(self, problem: Problem, round: int) -> Plan:
+        """The largest common rank that fits, and every client's frequency; a client that fits none sits out."""
 
     def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update | Missed]:
         """Let every participant train on its own texts, starting from one adapter, at the plan's frequency."""
@@ -80,7 +83,7 @@ def run_round(state: State, clients: Clients, config: Config) -> tuple[State, Ro
     seed, round = config.run.seed, state.round + 1
 
     problem = clients.problem(round)
-    plan = plan_round(config, problem, round, sit_out=True)
+    plan = clients.plan(problem, round)
 
     replies: Mapping[int, Update | Missed] = {}
     if plan.participants.any():
@@ -144,4 +147,6 @@ def _client_records(
         )
         if client in missed:
             record["missed"] = missed[client].reason
+        reply = update or missed.get(client)
+        record.update(reply.wall if reply else {})
     return records

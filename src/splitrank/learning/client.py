@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -54,26 +54,28 @@ class Training:
 class Update:
     """What a client returns: its adapter, the mean loss over the texts it trained on, and how many it has.
 
-    ``local_head`` stays on the client (``model.head = "local"``).
+    ``local_head`` stays on the client (``model.head = "local"``); ``wall`` is what the round really took on a real
+    machine, under names that contain ``wall``.
     """
 
     adapter: Adapter
     train_loss: float
     num_samples: int
     local_head: Mapping[str, Tensor]
+    wall: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How hard a real machine may work, and until when; neither changes what is learnt.
+    """How fast a real machine may work, and until when; neither changes what is learnt.
 
     Attributes:
-        duty_cycle: share of the time that steps may take, in (0, 1]; the rest is slept, so that a machine whose clock
-            cannot be set works at that share of its speed.
+        planned_s: seconds over which the steps are spread evenly, so that a machine whose clock cannot be set works as
+            if it had been; 0 for as fast as it can.
         stop_at_s: moment of ``time.monotonic()`` at which training is given up; infinite for never.
     """
 
-    duty_cycle: float = 1.0
+    planned_s: float = 0.0
     stop_at_s: float = math.inf
 
 
@@ -198,11 +200,11 @@ def descend(
     if not encoder.model.training:  # switching visits every module
         encoder.model.train()
     cuda = [device] if device.type == "cuda" else []
+    started_s, num_done = time.monotonic(), 0
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(streams.integer(seed, "dropout", round, client))
         description = f"round {round}, client {client}"
         for step, batch in enumerate(track(batches, description, total=len(batches)), (round - 1) * len(batches)):
-            started_s = time.monotonic()
             hidden, lengths = texts.read(batch)
             logits = encoder.logits(hidden.to(device), lengths)
             loss = functional.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device))
@@ -213,7 +215,8 @@ def descend(
                 group["lr"] = training.learning_rate * learning_rate_factor(training.schedule, step, num_steps)
             optimizer.step()
             loss_sum += loss.detach().double() * len(batch)
-            _keep(pace, time.monotonic() - started_s)
+            num_done += 1
+            _keep(pace, started_s, num_done / len(batches))
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
     if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(parameters))):
         raise RunError(
@@ -223,12 +226,13 @@ def descend(
     return train_loss
 
 
-def _keep(pace: Pace, step_s: float) -> None:
-    """Rest after a step that took ``step_s``, or give up."""
-    if pace.duty_cycle < 1.0:
-        time.sleep(step_s * (1.0 / pace.duty_cycle - 1.0))
+def _keep(pace: Pace, started_s: float, share_done: float) -> None:
+    """Rest until a step is due to be over, or give up."""
+    ahead_s = started_s + pace.planned_s * share_done - time.monotonic()
+    if ahead_s > 0:
+        time.sleep(ahead_s)
     if time.monotonic() > pace.stop_at_s:
-        raise OutOfTimeError("The round's time was over before the training was; it was given up")
+        raise OutOfTimeError("the round's time was over before the training was; it was given up")
 
 
 @torch.no_grad()

@@ -142,6 +142,42 @@ def make_plan(
     )
 
 
+def plan_of_own_ranks(problem: Problem, max_rank: IntArray, *, rank: int | None = None) -> Plan:
+    """The plan where every client has solved its own problem and told nothing but its largest rank.
+
+    r* = min_i r_i* over the clients that can take part: the closing remark of section IV of Xie and Wen, that P1 falls
+    apart into one problem per device. Frequencies, and what they cost, stay with the clients: NaN here, and "private"
+    for what binds.
+
+    Args:
+        problem: of which only the links are read.
+        max_rank: r_i* as the clients told, shape (I,); 0 for one that can do none, or did not answer.
+        rank: fixes the rank; None for the largest common one.
+    """
+    able = max_rank >= (rank or 1)
+    planned = bool(np.any(able))
+    common_rank = rank or int(np.min(max_rank, where=able, initial=np.max(problem.rank_cap)))
+    private = np.full(problem.num_clients, np.nan)
+    nobody = np.ones_like(able)
+    return Plan(
+        status="optimal" if planned else "infeasible",
+        method="exact",
+        rank=common_rank if planned else 0,
+        participants=able,
+        max_rank=max_rank,
+        frequency_hz=private,
+        frequency_low_hz=private,
+        frequency_high_hz=private,
+        compute_s=private,
+        uplink_s=np.where(able, uplink_s(problem, common_rank), np.nan),
+        downlink_s=np.where(able, downlink_s(problem, common_rank), np.nan),
+        latency_s=private,
+        energy_j=private,
+        binding=np.full(problem.num_clients, "private"),
+        shortfalls=shortfalls(problem, common_rank, nobody),
+    )
+
+
 def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
     """The plan in plain Python types, as ``splitrank plan --json`` prints it.
 
@@ -168,6 +204,8 @@ def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
             "energy_j": number(plan.energy_j[i]),
             "binding": str(plan.binding[i]),
         }
+        if problem.overhead_s[i]:
+            client["overhead_s"] = float(problem.overhead_s[i])
         constraint = str(plan.shortfalls.constraint[i])
         if constraint:
             client["shortfall"] = {

@@ -1,7 +1,8 @@
 """Problem P1 of Xie and Wen: what a round costs, what is allowed, and which ranks fit.
 
 The costs are equations (1), (3), (4), (8), (9), (11) and (12), the constraints E1 to E4. Per client, with the time
-left for computing S = T0 - T_ul - T_dl and the energy left for it W = E_0 - ξ - E_ul, a rank fits exactly when
+left for computing S = T0 - T_ul - T_dl - T_o, where T_o is what a real exchange takes beside its bits, and the energy
+left for it W = E_0 - ξ - E_ul, a rank fits exactly when
 
     S > 0,  W > 0,  f_lat = C|D| / S <= min(f_max, f_en),  f_en = sqrt(W / (Ω·C|D|))
 
@@ -11,7 +12,8 @@ f_lat grows with the rank and f_en falls, so the ranks that fit a client are 1..
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,7 @@ class Problem:
         rank_cap: the least of max_rank and every target map's d and k, int64, shape (I,), >= 1.
         latency_s: T0, latency budget [s], > 0.
         latency_margin: share of T0 kept as slack, in [0, 1).
+        overhead_s: T_o, time of a round's exchange that no rate explains [s], shape (I,), >= 0; 0 in the paper.
 
     Raises:
         ValueError: a field of another shape or outside its range.
@@ -56,13 +59,14 @@ class Problem:
     rank_cap: IntArray
     latency_s: float
     latency_margin: float = 0.0
+    overhead_s: FloatArray = field(default_factory=lambda: np.zeros(()))
 
     def __post_init__(self) -> None:
         shape = np.shape(self.workload.cycles_constant)
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"a workload must have shape (I,) with I >= 1, got {shape}")
         positive = ("uplink_power_w", "capacitance", "max_frequency_hz", "energy_j", "rank_cap")
-        for name in (*positive, "uplink_bps", "downlink_bps", "circuit_energy_j"):
+        for name in (*positive, "uplink_bps", "downlink_bps", "circuit_energy_j", "overhead_s"):
             dtype = np.int64 if name == "rank_cap" else np.float64
             given = np.asarray(getattr(self, name), dtype)
             if given.shape not in ((), shape):
@@ -90,6 +94,16 @@ class Problem:
         return self.latency_s * (1.0 - self.latency_margin)
 
 
+def of_client(problem: Problem, client: int) -> Problem:
+    """The problem of one client alone, I = 1; none of the constraints joins it to the others."""
+
+    def own(parts: Any) -> dict[str, Any]:
+        values = {field.name: getattr(parts, field.name) for field in fields(parts)}
+        return {name: value[[client]] if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+    return Problem(**{**own(problem), "workload": Workload(**own(problem.workload))})
+
+
 def compute_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
     """T_cmp = C|D| / f [s], equation (1), shape (I,)."""
     return problem.workload.cycles(rank) / frequency_hz
@@ -108,8 +122,9 @@ def downlink_s(problem: Problem, rank: Rank) -> FloatArray:
 
 
 def latency_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
-    """T = T_cmp + T_ul + T_dl [s], equation (11), shape (I,)."""
-    return compute_s(problem, rank, frequency_hz) + uplink_s(problem, rank) + downlink_s(problem, rank)
+    """T = T_cmp + T_ul + T_dl + T_o [s], equation (11) and what no rate explains, shape (I,)."""
+    airtime_s = uplink_s(problem, rank) + downlink_s(problem, rank)
+    return compute_s(problem, rank, frequency_hz) + airtime_s + problem.overhead_s
 
 
 def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
@@ -121,7 +136,7 @@ def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArr
 def left_for_compute(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
     """What the radio and the circuits leave for computing.
 
-    S = T0·(1 - margin) - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul
+    S = T0·(1 - margin) - T_o - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul
 
     Returns:
         S [s] and W [J], shape (I,) each; negative or infinitely so where the radio alone is too much.
@@ -130,7 +145,7 @@ def left_for_compute(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArr
     # A client with neither an uplink nor an energy limit has W = inf - inf, which no comparison lets pass.
     with np.errstate(invalid="ignore"):
         spare_j = problem.energy_j - problem.circuit_energy_j - problem.uplink_power_w * up_s
-    return problem.deadline_s - up_s - downlink_s(problem, rank), spare_j
+    return problem.deadline_s - problem.overhead_s - up_s - downlink_s(problem, rank), spare_j
 
 
 def feasible(problem: Problem, rank: Rank) -> BoolArray:
@@ -273,7 +288,7 @@ def shortfalls(problem: Problem, rank: int, able: BoolArray, frequency_hz: Float
     low_hz, _ = frequency_range_hz(problem, ranks)
     used_hz = low_hz if frequency_hz is None else np.where(np.isnan(frequency_hz), low_hz, frequency_hz)
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
-    airtime_s = uplink_s(problem, ranks) + downlink_s(problem, ranks)
+    airtime_s = uplink_s(problem, ranks) + downlink_s(problem, ranks) + problem.overhead_s
     needed_j = energy_j(problem, ranks, np.fmin(used_hz, ceiling_hz))
     kinds = [able, *_blocked_by(problem, ranks, frequency_hz)]
     return Shortfalls(

@@ -71,7 +71,8 @@ def send(connection: socket.socket, header: Header, floats: Floats) -> None:
     """Send one message."""
     text, numbers = json.dumps(header).encode(), floats.astype("<f4").tobytes()
     connection.sendall(_LENGTHS.pack(len(text), len(numbers)) + text)
-    connection.sendall(numbers)
+    if numbers:  # an empty one has been received by now, and the other side may be gone
+        connection.sendall(numbers)
 
 
 def receive(connection: socket.socket) -> tuple[Header, Floats]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,17 @@ from numpy.typing import NDArray
 
 from splitrank.config import Config, plain_values
 from splitrank.errors import InputError, RunError
-from splitrank.federation.budgets import ClientTexts, round_problem, round_workload
+from splitrank.federation.budgets import (
+    ClientTexts,
+    Measured,
+    measured_problem,
+    plan_round,
+    round_problem,
+    round_workload,
+)
 from splitrank.federation.flower.checks import checked_update
+from splitrank.federation.flower.links import PROBE_FLOATS, Link, measured_link, probes
+from splitrank.federation.flower.machine import UNKNOWN_MACHINE, Machine, machine_from
 from splitrank.federation.flower.payload import NO_FLOATS, Header
 from splitrank.federation.flower.post import Post, Reply
 from splitrank.federation.in_process import held_out_shares
@@ -25,12 +35,30 @@ from splitrank.learning.adapters import lora
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.trunk import TrunkOutputs
-from splitrank.planning.plan import Plan
+from splitrank.planning.plan import Plan, plan_of_own_ranks
 from splitrank.planning.problem import Problem
 from splitrank.progress import say
 
 _LOOK_EVERY_S = 0.5
+_LONGEST_PROBE_S = 300.0
+_BITS_PER_FLOAT = 32
 _AMOUNTS = ("samples", "token_sum", "token_square_sum")
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A node that stands for a client.
+
+    Attributes:
+        node: Flower's number of it.
+        amounts: what it registered, samples, sum of tokens and sum of their squares.
+        machine, link: what was measured, None where budgets are simulated.
+    """
+
+    node: int
+    amounts: tuple[int, int, int]
+    machine: Machine | None = None
+    link: Link | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +68,8 @@ class NodeClients:
     Attributes:
         model: judges on the server; the clients have their own.
         data: the server's texts, of which it uses the test texts.
-        members: client → the node that stands for it.
-        amounts: client → its registered amounts of text, in the order of ``ClientTexts``.
+        present: client → the node that stands for it now.
+        known: client → the node that stood for it last.
     """
 
     post: Post
@@ -49,17 +77,23 @@ class NodeClients:
     data: TextData
     test_outputs: TrunkOutputs
     test_rows: Sequence[NDArray[np.int64]]
-    members: dict[int, int] = field(default_factory=dict)
-    amounts: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    present: dict[int, Member] = field(default_factory=dict)
+    known: dict[int, Member] = field(default_factory=dict)
 
     @property
     def _config(self) -> Config:
         return self.model.config
 
     @property
+    def _measures(self) -> bool:
+        """Whether budgets are real: machines and links are measured, and a round has a deadline."""
+        return self._config.workload.model == "measured" and self._config.client.seconds_per_sample is None
+
+    @property
     def texts(self) -> ClientTexts:
         """Amounts of text of each client, 0 for one that has never joined."""
-        rows = [self.amounts.get(client, (0, 0, 0)) for client in range(self._config.federation.num_clients)]
+        clients = range(self._config.federation.num_clients)
+        rows = [self.known[client].amounts if client in self.known else (0, 0, 0) for client in clients]
         samples, token_sum, token_square_sum = np.array(rows, dtype=np.float64).T
         return ClientTexts(samples, token_sum, token_square_sum)
 
@@ -78,43 +112,136 @@ class NodeClients:
         self.test_outputs.close()
 
     def problem(self, round: int) -> Problem:
-        """The round's draws and budgets; who is not there has an uplink of rate 0, so that it sits out."""
-        present = self._gather(self._config.federation.min_clients)
-        texts = self.texts
-        counted = ClientTexts(*(np.maximum(amount, 1.0) for amount in vars(texts).values()))
-        workload = round_workload(self._config, self.model.shape, counted)
-        problem = round_problem(self._config, self.model.shape, workload, round, sit_out=True)
-        is_here = np.isin(np.arange(problem.num_clients), present)
+        """The round's links, machines and budgets; who is not there has an uplink of rate 0, so that it sits out."""
+        self.gather(self._config.federation.min_clients)
+        counted = ClientTexts(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
+        if self._measures:
+            problem = measured_problem(self._config, self.model.shape, counted, self._measured())
+        else:
+            workload = round_workload(self._config, self.model.shape, counted)
+            problem = round_problem(self._config, self.model.shape, workload, round, sit_out=True)
+        is_here = np.isin(np.arange(problem.num_clients), list(self.present))
         return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
+
+    def _measured(self) -> Measured:
+        """What was measured, as arrays; a client that was never there gets harmless numbers."""
+        members = [self.known.get(client) for client in range(self._config.federation.num_clients)]
+        machines = [member.machine if member and member.machine else UNKNOWN_MACHINE for member in members]
+        links = [member.link if member and member.link else Link() for member in members]
+        return Measured(
+            seconds_per_sample=np.array([machine.seconds_per_sample for machine in machines]),
+            seconds_per_sample_per_rank=np.array([machine.seconds_per_sample_per_rank for machine in machines]),
+            reference_frequency_hz=np.array([machine.reference_frequency_hz for machine in machines]),
+            capacitance=np.array([machine.capacitance for machine in machines]),
+            uplink_bps=np.array([link.uplink_bps for link in links]),
+            downlink_bps=np.array([link.downlink_bps for link in links]),
+            overhead_s=np.array([link.overhead_s for link in links]),
+            latency_margin=self._latency_margin,
+        )
+
+    @property
+    def _latency_margin(self) -> float:
+        """Share of T0 that the setting, or else the straying of the links so far, keeps free."""
+        slack_s = max(member.link.slack_s for member in self.present.values() if member.link)
+        return self._config.planner.latency_margin or min(0.9, slack_s / self._config.budget.latency_s)
+
+    def plan(self, problem: Problem, round: int) -> Plan:
+        """The round's plan, by the server or, ``planner.where = "client"``, from the ranks that the clients tell."""
+        if not self._asks_for_ranks:
+            return plan_round(self._config, problem, round, sit_out=True)
+        clients = sorted(self.present)
+        requests = [
+            (
+                self.present[client].node,
+                (self._request("max-rank", client, **self._known(problem, client, round)), NO_FLOATS),
+            )
+            for client in clients
+        ]
+        replies = self.post.exchange(
+            requests, MessageType.QUERY, group=f"{round} ranks", wait_s=self._config.federation.timeout_s
+        )
+        max_rank = np.zeros(problem.num_clients, dtype=np.int64)
+        for client, reply in zip(clients, replies, strict=True):
+            told = reply.header.get("max_rank")
+            if _is_count(told) and told <= problem.rank_cap[client]:
+                max_rank[client] = told
+            else:
+                say(f"Round {round}, client {client}: no rank: {reply.failure or told}")
+        return plan_of_own_ranks(problem, max_rank, rank=self._config.adapter.rank)
+
+    @property
+    def _asks_for_ranks(self) -> bool:
+        return self._config.planner.where == "client"
+
+    def _known(self, problem: Problem, client: int, round: int) -> dict[str, Any]:
+        """What a client needs for its own plan: the server's estimate of its link, and the round's latency margin."""
+        link = {name: float(getattr(problem, name)[client]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
+        return {"round": round, "measure": self._measures, "link": {**link, "latency_margin": problem.latency_margin}}
+
+    def _order(self, plan: Plan, client: int, round: int, wait_s: float) -> Header:
+        """The request for an update; a client that plans for itself finds its own frequency from its link."""
+        order: dict[str, Any] = {"round": round, "rank": plan.rank, "measure": self._measures, "link": None}
+        order.update(frequency_hz=None, planned_s=0.0, stop_after_s=wait_s)
+        if self._measures:
+            link = self.present[client].link
+            assert link is not None
+            order["stop_after_s"] = wait_s - float(plan.uplink_s[client])
+            if self._asks_for_ranks:
+                known = {name: getattr(link, name) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
+                order.update(planned_s=None, link={**known, "latency_margin": self._latency_margin})
+            else:
+                order.update(frequency_hz=float(plan.frequency_hz[client]), planned_s=float(plan.compute_s[client]))
+        return self._request("train", client, **order)
 
     def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update | Missed]:
         """Send every participant the adapter, and gather what passes the checks until the round's time is over."""
-        wait_s = self._config.federation.timeout_s
-        floats = lora.to_flat(start.adapter).numpy()
-        requests = {}
-        for client in map(int, np.flatnonzero(plan.participants)):
-            header = self._request("train", client, round=round, rank=plan.rank, duty_cycle=1.0, stop_after_s=wait_s)
-            requests[self.members[client]] = (header, floats)
+        config, floats = self._config, lora.to_flat(start.adapter).numpy()
+        wait_s = config.federation.timeout_s
+        if self._measures:
+            wait_s = config.budget.latency_s + config.federation.grace_s
+        clients = [int(client) for client in np.flatnonzero(plan.participants)]
+        requests = [
+            (self.present[client].node, (self._order(plan, client, round, wait_s), floats)) for client in clients
+        ]
         replies = self.post.exchange(requests, MessageType.TRAIN, group=str(round), wait_s=wait_s)
-        clients = {self.members[client]: client for client in self.members}
-        return {clients[node]: self._checked(clients[node], reply, start, round) for node, reply in replies.items()}
+        results = {}
+        for client, reply in zip(clients, replies, strict=True):
+            results[client] = self._checked(client, reply, start, round)
+            self._learn(client, reply, results[client], len(floats) * _BITS_PER_FLOAT)
+        return results
 
     def evaluate(self, state: State) -> Evaluation:
         """Judge the state on the server's test texts."""
         return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state)
 
     def _checked(self, client: int, reply: Reply, start: State, round: int) -> Update | Missed:
-        update = checked_update(
+        """The update, or why there is none, with what the round really took."""
+        checked = checked_update(
             reply,
             start.adapter,
             client=client,
             round=round,
-            num_samples=self.amounts[client][0],
+            num_samples=self.present[client].amounts[0],
             training=self.model.local_training,
         )
-        if isinstance(update, Missed):
-            say(f"Round {round}, client {client}: {update.reason}")
-        return update
+        if isinstance(checked, Missed):
+            say(f"Round {round}, client {client}: {checked.reason}")
+        machine = self.present[client].machine
+        wall = {"wall_latency_s": reply.after_s}
+        compute_s, busy_s, energy_j = (reply.header.get(name) for name in ("compute_s", "busy_s", "energy_j"))
+        if _is_amount(compute_s):
+            wall["wall_compute_s"] = compute_s
+        if machine is not None and _is_amount(energy_j) and not self._asks_for_ranks:
+            wall["wall_energy_j"] = energy_j
+        elif machine is not None and machine is not UNKNOWN_MACHINE and _is_amount(busy_s):
+            wall["wall_energy_j"] = machine.power_w * busy_s
+        return replace(checked, wall=wall)
+
+    def _learn(self, client: int, reply: Reply, result: Update | Missed, bits: float) -> None:
+        """Keep the link's estimate running."""
+        link = self.present[client].link
+        if link is not None and isinstance(result, Update) and "wall_compute_s" in result.wall:
+            link.took(reply.after_s, bits, bits, result.wall["wall_compute_s"])
 
     def _request(self, kind: str, client: int | None = None, **values: Any) -> Header:
         """A request's header: what every client needs to do anything, and the values of this one."""
@@ -127,8 +254,8 @@ class NodeClients:
             **values,
         }
 
-    def _gather(self, least: int) -> list[int]:
-        """Clients that are there, new ones included, once there are enough of them.
+    def gather(self, least: int) -> None:
+        """Take in who has come and let go who has left, until at least that many clients are there.
 
         Raises:
             RunError: too few have come within federation.timeout_s.
@@ -136,33 +263,31 @@ class NodeClients:
         started_s = time.monotonic()
         said = False
         while True:
-            online = set(self.post.nodes())
-            self._let_go(online)
-            unknown = online - set(self.members.values()) - self.post.asked
-            joins = {node: (self._request("join"), NO_FLOATS) for node in unknown}
-            self.post.ask(joins, MessageType.QUERY, group="join")
+            self._let_go(set(self.post.nodes()))
             for node, reply in self.post.answers():
                 self._register(node, reply)
-            present = sorted(self.members)
-            if len(present) >= least:
-                return present
+            if len(self.present) >= least:
+                return
             if not said:
-                say(f"{len(present)} of {least} clients are there; waiting for the others.")
+                say(f"{len(self.present)} of {least} clients are there; waiting for the others.")
                 said = True
             if time.monotonic() - started_s > self._config.federation.timeout_s:
                 raise RunError(
                     f"At least {least} clients must join within federation.timeout_s = "
-                    f"{self._config.federation.timeout_s:.4g} s, got {len(present)}; start them, or raise it"
+                    f"{self._config.federation.timeout_s:.4g} s, got {len(self.present)}; start them, or raise it"
                 )
             time.sleep(_LOOK_EVERY_S)
 
     def _let_go(self, online: set[int]) -> None:
-        """Forget nodes that went; when they come back they are asked again what they have."""
-        for client, node in list(self.members.items()):
-            if node not in online:
+        """Forget nodes that went, and ask those that came, or came back, what they have."""
+        for client, member in list(self.present.items()):
+            if member.node not in online:
                 say(f"Client {client} has gone.")
-                del self.members[client]
+                del self.present[client]
         self.post.asked.intersection_update(online)
+        new = online - {member.node for member in self.present.values()} - self.post.asked
+        joins = {node: (self._request("join", measure=self._measures), NO_FLOATS) for node in new}
+        self.post.ask(joins, MessageType.QUERY, group="join")
 
     def _register(self, node: int, reply: Reply) -> None:
         """Take a node in as the client that it says it is, if it may be."""
@@ -175,16 +300,54 @@ class NodeClients:
         if not 0 <= client < num_clients or min(amounts) < 1:
             say(f"A node was refused: a client's number must be below {num_clients} and its amounts of text positive.")
             return
-        if client in self.members:
+        if client in self.present:
             say(f"A node was refused: another one already stands for client {client}.")
             return
-        self.members[client] = node
-        self.amounts[client] = (amounts[0], amounts[1], amounts[2])
+        machine = link = None
+        if self._measures:
+            machine = UNKNOWN_MACHINE if self._asks_for_ranks else machine_from(reply.header.get("machine"))
+            link = self._measured_link(node) if machine else None
+            if machine is None or link is None:
+                say(f"A node was refused: client {client} or its link could not be measured.")
+                return
+            say(f"Client {client}: {_spoken(machine, link)}")
+        member = Member(node, (amounts[0], amounts[1], amounts[2]), machine, link)
+        self.present[client] = self.known[client] = member
         say(f"Client {client} joined with {amounts[0]} texts.")
+
+    def _measured_link(self, node: int) -> Link | None:
+        """Measure a node's link by probes, each four times or eight times the last, until they are long enough."""
+        for length in PROBE_FLOATS:
+            requests = [(node, request) for request in probes(length)]
+            replies = self.post.exchange(requests, MessageType.QUERY, group="probe", wait_s=_LONGEST_PROBE_S)
+            failures = [reply.failure for reply in replies if reply.failure is not None]
+            if failures:
+                say(f"A probe failed: {failures[0]}")
+                return None
+            link, is_enough = measured_link(replies, length)
+            if is_enough:
+                break
+        return link
+
+
+def _spoken(machine: Machine, link: Link) -> str:
+    rates = f"{link.uplink_bps / 1e6:.3g} Mbit/s up, {link.downlink_bps / 1e6:.3g} down"
+    spoken_link = f"link {rates}, {link.overhead_s:.2g} s beside"
+    if machine is UNKNOWN_MACHINE:
+        return f"keeps its machine to itself; {spoken_link}"
+    return (
+        f"{machine.cores} cores at {machine.reference_frequency_hz / 1e9:.2f} GHz ({machine.clock}), "
+        f"{machine.seconds_per_sample * 1e3:.3g} ms and {machine.seconds_per_sample_per_rank * 1e6:.3g} µs per rank "
+        f"and text, {machine.power_w:.3g} W ({machine.power_from}); {spoken_link}"
+    )
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_amount(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def connect(grid: Grid, config: Config, data: TextData) -> NodeClients:
@@ -202,5 +365,5 @@ def connect(grid: Grid, config: Config, data: TextData) -> NodeClients:
     model = load_model(config, data.label_names)
     test_outputs = model.prepare(model.tokenize(data.test_texts), "test texts")
     clients = NodeClients(Post(grid), model, data, test_outputs, held_out_shares(model.config, data))
-    clients._gather(model.config.federation.num_clients)
+    clients.gather(model.config.federation.num_clients)
     return clients

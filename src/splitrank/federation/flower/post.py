@@ -6,7 +6,7 @@ Flower's own ``send_and_receive`` looks for replies every three seconds only, an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -57,8 +57,9 @@ class Post:
     def ask(self, requests: Mapping[int, Request], message_type: str, *, group: str) -> None:
         """Send requests whose answers :meth:`answers` gives when they have come."""
         sent_s = time.monotonic()
-        for message_id, node in self._push(requests, message_type, group, _LONGEST_S).items():
-            self._open[message_id] = (node, sent_s)
+        nodes = list(requests)
+        for message_id, place in self._push(list(requests.items()), message_type, group, _LONGEST_S).items():
+            self._open[message_id] = (nodes[place], sent_s)
         self.asked.update(requests)
 
     def answers(self) -> Iterator[tuple[int, Reply]]:
@@ -75,39 +76,40 @@ class Post:
                 del self._failed[node]
 
     def exchange(
-        self, requests: Mapping[int, Request], message_type: str, *, group: str, wait_s: float
-    ) -> dict[int, Reply]:
-        """Send one request to each node and gather the answers.
+        self, requests: Sequence[tuple[int, Request]], message_type: str, *, group: str, wait_s: float
+    ) -> list[Reply]:
+        """Send requests and gather the answers.
 
         Args:
-            requests: node → header and array.
+            requests: node and header with array of each; a node may get several, and answers them one by one.
             message_type: Flower's.
             group: what Flower's logs call the requests.
             wait_s: how long to wait for answers.
 
         Returns:
-            an answer for every node, those that came too late or not at all being failures.
+            an answer for every request, those that came too late or not at all being failures.
         """
         started_s = time.monotonic()
         waiting = self._push(requests, message_type, group, wait_s)
         replies: dict[int, Reply] = {}
         while waiting and time.monotonic() - started_s < wait_s:
             for message in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(message.metadata.reply_to_message_id)
-                replies[node] = _reply(message, time.monotonic() - started_s)
+                place = waiting.pop(message.metadata.reply_to_message_id)
+                replies[place] = _reply(message, time.monotonic() - started_s)
             if waiting:
                 time.sleep(_LOOK_EVERY_S)
         late = _failure(f"no answer within {wait_s:.4g} s", time.monotonic() - started_s)
-        return {node: replies.get(node, late) for node in requests}
+        return [replies.get(place, late) for place in range(len(requests))]
 
-    def _push(self, requests: Mapping[int, Request], message_type: str, group: str, ttl_s: float) -> dict[str, int]:
-        """Send; gives the message's name → its node."""
+    def _push(
+        self, requests: Sequence[tuple[int, Request]], message_type: str, group: str, ttl_s: float
+    ) -> dict[str, int]:
+        """Send; gives the message's name → its place among the requests."""
         messages = [
             Message(pack(*request), dst_node_id=node, message_type=message_type, ttl=ttl_s, group_id=group)
-            for node, request in requests.items()
+            for node, request in requests
         ]
-        sent = zip(self.grid.push_messages(messages), requests, strict=True)
-        return {message_id: node for message_id, node in sent if message_id}
+        return {message_id: place for place, message_id in enumerate(self.grid.push_messages(messages)) if message_id}
 
 
 def _failure(reason: str, after_s: float) -> Reply:

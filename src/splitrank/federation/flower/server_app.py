@@ -8,8 +8,10 @@ run was begun is gone on with.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from flwr.app import Context
@@ -35,6 +37,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation over Flower's nodes until its last round or its target."""
+    Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     source, out = str(context.run_config["config"]), Path(str(context.run_config["out"])).expanduser()
     clients_have = str(context.run_config["clients"])
     if clients_have not in ("own", "shards"):
@@ -51,6 +54,14 @@ def main(grid: Grid, context: Context) -> None:
 
     for line in round_lines(run(config, out, resume=resume, connect=nodes), config):
         say(line)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End as soon as the SuperLink's side has: Flower's grid would look for it for ever, with the folder held."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    say("The SuperLink has gone; start it and the run again, which goes on after its last finished round.")
+    os._exit(1)
 
 
 def _wait_until_free(out: Path) -> None:

@@ -16,7 +16,8 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ from numpy.typing import NDArray
 
 from splitrank.config import config_from, flatten, plain_values
 from splitrank.errors import ConfigError, InputError, RunError
+from splitrank.federation.budgets import ClientTexts, Measured, measured_problem, round_problem, round_workload
 from splitrank.federation.flower import line
+from splitrank.federation.flower.links import noise
+from splitrank.federation.flower.machine import Machine, at_frequency, measured_machine, read_energy_j
 from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header
 from splitrank.federation.loop import load_data
@@ -36,6 +40,9 @@ from splitrank.learning.client import Pace
 from splitrank.learning.data import load_split
 from splitrank.learning.partition import partition_iid
 from splitrank.learning.trunk import TrunkOutputs
+from splitrank.planning.plan import make_plan
+from splitrank.planning.problem import Problem, of_client
+from splitrank.planning.solvers.exact import exact
 from splitrank.progress import say
 
 MOST_PROBE_FLOATS = 4_000_000
@@ -55,6 +62,7 @@ class _Prepared:
     outputs: TrunkOutputs
     text_labels: NDArray[np.int64]
     rows: Mapping[int, NDArray[np.int64]]
+    machines: dict[int, Machine] = field(default_factory=dict)
 
 
 class Worker:
@@ -72,10 +80,12 @@ class Worker:
                     return self._echo(header)
                 case "join":
                     return self._join(header), NO_FLOATS
+                case "max-rank":
+                    return self._max_rank(header), NO_FLOATS
                 case "train":
                     return self._train(header, floats)
                 case kind:
-                    raise InputError(f"a request must be echo, join or train, got {kind!r}")
+                    raise InputError(f"a request must be echo, join, max-rank or train, got {kind!r}")
         except (ConfigError, InputError, RunError) as error:
             reason = str(error)
         except Exception as error:
@@ -88,19 +98,63 @@ class Worker:
         length = header.get("length")
         if not isinstance(length, int) or not 0 <= length <= MOST_PROBE_FLOATS:
             raise InputError(f"an echo must have a length from 0 to {MOST_PROBE_FLOATS}, got {length!r}")
-        return {"kind": "echo"}, np.zeros(length, dtype=np.float32)
+        return {"kind": "echo"}, noise(length)
 
     def _join(self, header: Header) -> Header:
         prepared, client = self._prepare(header)
         lengths = prepared.outputs.lengths[prepared.rows[client]]
         amounts = amounts_of_text([lengths])
-        return {
+        joined: Header = {
             "kind": "joined",
             "client": client,
             "samples": int(amounts.samples[0]),
             "token_sum": int(amounts.token_sum[0]),
             "token_square_sum": int(amounts.token_square_sum[0]),
         }
+        if header.get("measure"):
+            machine = self._machine(prepared, client)
+            if prepared.model.config.planner.where == "server":
+                joined["machine"] = machine.to_json()
+        return joined
+
+    def _max_rank(self, header: Header) -> Header:
+        """Solve this client's own problem, and tell nothing of it but the largest rank."""
+        prepared, client = self._prepare(header)
+        problem = self._own_problem(prepared, client, header)
+        return {"kind": "max-rank", "client": client, "max_rank": int(exact(problem)[0])}
+
+    def _own_problem(self, prepared: _Prepared, client: int, header: Header) -> Problem:
+        """P1 of this client alone: its machine and energy budget, the server's latency budget and link estimate."""
+        config, link = prepared.model.config, header["link"]
+        amounts = amounts_of_text([prepared.outputs.lengths[prepared.rows[client]]])
+        everybody = np.ones(config.federation.num_clients)
+        alike = ClientTexts(*(everybody * amount[0] for amount in vars(amounts).values()))
+        rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
+        if header["measure"]:
+            machine = self._machine(prepared, client)
+            names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
+            own = {name: everybody * getattr(machine, name) for name in names}
+            measured = Measured(**own, **rates, latency_margin=float(link["latency_margin"]))
+            problem = measured_problem(config, prepared.model.shape, alike, measured)
+        else:
+            workload = round_workload(config, prepared.model.shape, alike)
+            problem = round_problem(config, prepared.model.shape, workload, int(header["round"]), sit_out=True)
+            problem = replace(
+                problem,
+                uplink_bps=rates["uplink_bps"],
+                downlink_bps=rates["downlink_bps"],
+                overhead_s=rates["overhead_s"],
+            )
+        return of_client(problem, client)
+
+    def _machine(self, prepared: _Prepared, client: int) -> Machine:
+        """What this machine is, measured once for a run's settings."""
+        if client not in prepared.machines:
+            say("Measuring this machine.")
+            rows, labels = prepared.rows[client], prepared.text_labels
+            prepared.machines[client] = measured_machine(prepared.model, prepared.outputs, rows, labels, client)
+            say(f"{prepared.machines[client]}")
+        return prepared.machines[client]
 
     def _train(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
         started_s = time.monotonic()
@@ -111,18 +165,29 @@ class Worker:
             raise InputError(
                 f"an adapter of rank {rank} must have {lora.num_numbers(like, rank)} numbers, got {len(floats)}"
             )
-        pace = Pace(duty_cycle=float(header["duty_cycle"]), stop_at_s=started_s + float(header["stop_after_s"]))
+        planned_s, frequency_hz = header["planned_s"], header["frequency_hz"]
+        if header["measure"] and planned_s is None:
+            policy = prepared.model.config.planner.frequency_policy
+            plan = make_plan(
+                self._own_problem(prepared, client, header), method="exact", frequency_policy=policy, rank=rank
+            )
+            planned_s, frequency_hz = float(plan.compute_s[0]), float(plan.frequency_hz[0])
+        pace = Pace(planned_s=planned_s or 0.0, stop_at_s=started_s + float(header["stop_after_s"]))
         say(f"Round {round}: training at rank {rank}.")
         start = State(round - 1, lora.from_flat(torch.from_numpy(floats.copy()), like, rank), {})
-        update = prepared.model.train(
-            prepared.outputs,
-            prepared.rows[client],
-            prepared.text_labels,
-            start,
-            round=round,
-            client=client,
-            pace=pace,
-        )
+        before_j, before_cpu_s = read_energy_j(), time.process_time()
+        with at_frequency(frequency_hz) if pace.planned_s else nullcontext():
+            update = prepared.model.train(
+                prepared.outputs,
+                prepared.rows[client],
+                prepared.text_labels,
+                start,
+                round=round,
+                client=client,
+                pace=pace,
+            )
+        after_j = read_energy_j()
+        is_private = prepared.model.config.planner.where == "client"
         answer = {
             "kind": "update",
             "client": client,
@@ -130,6 +195,8 @@ class Worker:
             "train_loss": update.train_loss,
             "samples": update.num_samples,
             "compute_s": time.monotonic() - started_s,
+            "busy_s": None if is_private else (time.process_time() - before_cpu_s) / torch.get_num_threads(),
+            "energy_j": None if is_private or before_j is None or after_j is None else max(0.0, after_j - before_j),
         }
         return answer, lora.to_flat(update.adapter).numpy()
 

@@ -34,7 +34,7 @@ def bisection(problem: Problem) -> IntArray:
     with np.errstate(invalid="ignore", divide="ignore"):
         time_at_0_s = work.cycles(0) / problem.max_frequency_hz + uplink_s(problem, 0) + downlink_s(problem, 0)
         time_at_1_s = work.cycles(1) / problem.max_frequency_hz + uplink_s(problem, 1) + downlink_s(problem, 1)
-        latency_bound = (problem.deadline_s - time_at_0_s) / (time_at_1_s - time_at_0_s)
+        latency_bound = (problem.deadline_s - problem.overhead_s - time_at_0_s) / (time_at_1_s - time_at_0_s)
     low = np.where(feasible(problem, 1), 1.0, 0.0)
     high = np.where(low > 0, np.fmin(latency_bound, problem.rank_cap) + 1, 1.0)
 

@@ -53,7 +53,7 @@ def relaxation(problem: Problem) -> FloatArray:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         uplink_slope_s = work.payload_bits_per_rank / problem.uplink_bps
         airtime_slope_s = uplink_slope_s + work.payload_bits_per_rank / problem.downlink_bps
-        airtime_s = uplink_s(problem, 1) + downlink_s(problem, 1)
+        airtime_s = uplink_s(problem, 1) + downlink_s(problem, 1) + problem.overhead_s
         spare_s = problem.deadline_s - airtime_s - work.cycles(1) / problem.max_frequency_hz
         rank = 1 + spare_s / (airtime_slope_s + work.cycles_per_rank / problem.max_frequency_hz)
         rank = np.where(feasible(problem, 1), np.fmin(rank, problem.rank_cap), 0.0)

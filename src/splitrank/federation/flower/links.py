@@ -1,0 +1,89 @@
+"""The links as they are: rates and overhead from probe messages, and how far the actual latency strays from the plan.
+
+Neither app sees the transfer between SuperNode and SuperLink, so a link is measured by messages of two sizes: what the
+longer one takes more gives the rate, what the shorter one takes the overhead. All probes of a node are sent at once,
+since a SuperNode that has nothing to do looks for messages only every three seconds; the first one absorbs that wait.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from splitrank.federation.flower.payload import Floats
+from splitrank.federation.flower.post import Reply, Request
+
+PROBE_FLOATS = (16_384, 131_072, 1_048_576)
+"""Lengths of the longer probes, the next one where the last took too little to tell: 64 KiB, 512 KiB, 4 MiB."""
+
+ENOUGH_S = 3.0
+"""Seconds by which a longer probe must outlast the short one; Flower's own steps stray by up to a second."""
+
+_BITS = 32
+_FASTEST_BPS = 1e10
+# A SuperNode that waits for work looks every three seconds; a round's message wants some more of it than a probe.
+_MEAN_WAIT_S, _MOST_WAIT_S = 2.5, 4.0
+_KEPT = 20
+
+
+@dataclass
+class Link:
+    """What is known of one client's link.
+
+    Attributes:
+        uplink_bps, downlink_bps: rates [bit/s].
+        short_s: what a short message takes once its turn has come [s].
+        strays_s: of the last rounds, what the exchange took beside its bits and the training [s].
+    """
+
+    uplink_bps: float = _FASTEST_BPS
+    downlink_bps: float = _FASTEST_BPS
+    short_s: float = 0.0
+    strays_s: list[float] = field(default_factory=list)
+
+    @property
+    def overhead_s(self) -> float:
+        """What a round's exchange is likely to take beside bits and training [s]."""
+        return statistics.median(self.strays_s) if self.strays_s else self.short_s + _MEAN_WAIT_S
+
+    @property
+    def slack_s(self) -> float:
+        """How much longer than that nine in ten exchanges take at most [s]; before there are enough, the worst wait."""
+        if len(self.strays_s) < 3:
+            return _MOST_WAIT_S
+        return max(float(np.quantile(self.strays_s, 0.9)) - self.overhead_s, _MOST_WAIT_S - _MEAN_WAIT_S)
+
+    def took(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
+        """Learn from a round that took ``latency_s`` from sending to reply."""
+        bits_s = uplink_bits / self.uplink_bps + downlink_bits / self.downlink_bps
+        self.strays_s = [*self.strays_s, max(0.0, latency_s - bits_s - compute_s)][-_KEPT:]
+
+
+def noise(length: int) -> Floats:
+    """An array like no other: Flower sends one that it has seen before, from anybody, only once."""
+    return np.frombuffer(os.urandom(length), dtype=np.uint8).astype(np.float32)
+
+
+def probes(length: int) -> list[Request]:
+    """Requests in the order to send them: two short ones, a long one down, a long one up."""
+    nothing, long = np.zeros(0, dtype=np.float32), noise(length)
+    short = {"kind": "echo", "length": 0}
+    return [
+        (short, nothing),
+        ({**short, "probe": 1}, nothing),
+        (short, long),
+        ({"kind": "echo", "length": length}, nothing),
+    ]
+
+
+def measured_link(replies: Sequence[Reply], length: int) -> tuple[Link, bool]:
+    """A link from the answers to :func:`probes`, and whether the probes were long enough to tell."""
+    ends_s = [reply.after_s for reply in replies]
+    short_s, down_s, up_s = np.diff(ends_s)
+    extra_s = [max(0.0, float(taken - short_s)) for taken in (down_s, up_s)]
+    down_bps, up_bps = (min(_FASTEST_BPS, _BITS * length / max(extra, 1e-3)) for extra in extra_s)
+    return Link(up_bps, down_bps, float(short_s)), min(extra_s) >= ENOUGH_S

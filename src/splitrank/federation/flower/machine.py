@@ -1,0 +1,185 @@
+"""What a client's machine is and can do, measured on the machine itself: speed, power, clock.
+
+Speed: seconds per sample are timed at two ranks and taken for a line in the rank. Power: Linux's energy counters
+(powercap, "RAPL") where they can be read, else Ω·f³ with ``client.capacitance``. Clock: where the operating system lets
+the program (cpufreq), the planned frequency is set; otherwise training is paced to take as long as it would there,
+which keeps the plan's time but spends the energy of the clock as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from splitrank.federation.budgets import per_client
+from splitrank.federation.model import Model
+from splitrank.federation.rounds import State
+from splitrank.learning.adapters import lora
+from splitrank.learning.trunk import TrunkOutputs
+
+CPUS = Path("/sys/devices/system/cpu")
+COUNTERS = Path("/sys/class/powercap")
+
+_RANKS = (2, 32)
+_MOST_BATCHES = 8
+_LEAST_S, _LEAST_TIMES = 1.0, 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a client tells of its machine where ``planner.where = "server"``.
+
+    Attributes:
+        cores: processors that the worker may use.
+        memory_bytes: the machine's memory.
+        reference_frequency_hz: clock at full speed [Hz].
+        seconds_per_sample, seconds_per_sample_per_rank: a and b of a + b·r seconds to train on one text at full speed.
+        power_w: power while training at full speed [W].
+        capacitance: Ω such that Ω·f³ is that power at full speed.
+        power_from: ``"powercap"`` or ``"client.capacitance"``.
+        clock: ``"cpufreq"``, the planned frequency is set, or ``"paced"``, training takes as long as it would.
+    """
+
+    cores: int
+    memory_bytes: int
+    reference_frequency_hz: float
+    seconds_per_sample: float
+    seconds_per_sample_per_rank: float
+    power_w: float
+    capacitance: float
+    power_from: str
+    clock: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a message."""
+        return asdict(self)
+
+
+UNKNOWN_MACHINE = Machine(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "paced")
+"""Stands in the planner's arrays for a client that was never there, and so sits out."""
+
+
+def machine_from(told: Any) -> Machine | None:
+    """A machine from the values of a message, None if they are not those of one."""
+    names = {field.name: str(field.type) for field in fields(Machine)}
+    if not isinstance(told, dict) or set(told) != set(names):
+        return None
+    for name, kind in names.items():
+        value = told[name]
+        if kind == "str":
+            fits = isinstance(value, str) and len(value) < 100
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            fits = is_number and (value >= 0 if name == "seconds_per_sample_per_rank" else value > 0)
+        if not fits:
+            return None
+    return Machine(**told)
+
+
+def measured_machine(
+    model: Model, texts: TrunkOutputs, rows: NDArray[np.int64], labels: NDArray[np.int64], client: int
+) -> Machine:
+    """Time the client's own training, on its own texts, at two ranks.
+
+    Args:
+        model: what is trained; what it learns here is thrown away.
+        texts, rows, labels: the client's texts, as in :func:`learning.client.train`.
+        client: its number, for the settings that are drawn per client.
+    """
+    some = rows[: _MOST_BATCHES * model.config.train.batch_size]
+    start = model.initial_state().adapter
+    cap = min(min(tensor.shape[1] for tensor in start.lora_A.values()), _RANKS[1])
+    ranks = (min(_RANKS[0], cap - 1), cap)
+    before_j, started_s = read_energy_j(), time.monotonic()
+    taken_s = []
+    for rank in ranks:
+        adapter = lora.resize(start, rank, seed=model.config.run.seed, round=0)
+        state = State(0, adapter, {})
+        model.train(texts, some, labels, state, round=1, client=client)  # warms up
+        times: list[float] = []
+        while sum(times) < _LEAST_S or len(times) < _LEAST_TIMES:
+            begun_s = time.monotonic()
+            model.train(texts, some, labels, state, round=1, client=client)
+            times.append(time.monotonic() - begun_s)
+        epochs = model.config.federation.local_epochs
+        taken_s.append(statistics.median(times) / (len(some) * epochs))
+    after_j, elapsed_s = read_energy_j(), time.monotonic() - started_s
+    slope_s = max(0.0, (taken_s[1] - taken_s[0]) / (ranks[1] - ranks[0]))
+    frequency_hz = full_frequency_hz() or float(
+        per_client(model.config.client.max_frequency_hz, "client.max_frequency_hz", model.config)[client]
+    )
+    if before_j is not None and after_j is not None and after_j > before_j:
+        power_w, power_from = (after_j - before_j) / elapsed_s, "powercap"
+        capacitance = power_w / frequency_hz**3
+    else:
+        capacitance = float(per_client(model.config.client.capacitance, "client.capacitance", model.config)[client])
+        power_w, power_from = capacitance * frequency_hz**3, "client.capacitance"
+    return Machine(
+        cores=torch.get_num_threads(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        reference_frequency_hz=frequency_hz,
+        seconds_per_sample=max(taken_s[0] - slope_s * ranks[0], 0.1 * taken_s[0]),
+        seconds_per_sample_per_rank=slope_s,
+        power_w=power_w,
+        capacitance=capacitance,
+        power_from=power_from,
+        clock="cpufreq" if _clock_files() else "paced",
+    )
+
+
+def read_energy_j() -> float | None:
+    """What Linux's counters say that the processors have used [J], None where they cannot be read."""
+    used = []
+    for zone in COUNTERS.glob("intel-rapl:[0-9]*"):
+        if zone.name.count(":") == 1:
+            try:
+                used.append(int((zone / "energy_uj").read_text()) / 1e6)
+            except (OSError, ValueError):
+                return None
+    return sum(used) if used else None
+
+
+def full_frequency_hz() -> float | None:
+    """The processors' highest clock [Hz], None where the system does not tell."""
+    with suppress(OSError, ValueError):
+        return 1e3 * float((CPUS / "cpu0" / "cpufreq" / "cpuinfo_max_freq").read_text())
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+        if told:
+            return 1e6 * max(told)
+    return None
+
+
+@contextmanager
+def at_frequency(frequency_hz: float) -> Iterator[bool]:
+    """Hold the processors at a clock if the system lets us; gives whether it does."""
+    files = _clock_files()
+    before = {file: file.read_text() for file in files}
+    try:
+        for file in files:
+            file.write_text(str(max(1, round(frequency_hz / 1e3))))
+        yield bool(files)
+    except OSError:
+        yield False
+    finally:
+        for file, text in before.items():
+            with suppress(OSError):
+                file.write_text(text)
+
+
+def _clock_files() -> list[Path]:
+    """Files in which the highest clock may be set, none unless all of them may."""
+    files = sorted(CPUS.glob("cpu[0-9]*/cpufreq/scaling_max_freq"))
+    return files if all(os.access(file, os.W_OK) for file in files) else []

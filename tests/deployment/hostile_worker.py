@@ -1,0 +1,72 @@
+"""A client's worker that trains as it should and then spoils its answer, in another way each round.
+
+python tests/deployment/hostile_worker.py CLIENT.toml
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from splitrank.federation.flower import line
+from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header
+from splitrank.federation.flower.worker import Worker
+
+HONEST_ROUNDS = (1, 14)
+"""The first round and the last; between them are the spoilt ones."""
+
+
+class _HangUp(Exception):  # noqa: N818
+    """No answer at all."""
+
+
+def spoilt(round: int, header: Header, floats: Floats) -> tuple[Header, Floats]:
+    """What is sent instead of an honest answer."""
+    match round:
+        case 2:
+            return header, np.full_like(floats, np.nan)
+        case 3:
+            return header, floats[:-1]
+        case 4:
+            return header, 1000 * floats
+        case 5:
+            return {**header, "samples": 10 * header["samples"]}, floats
+        case 6:
+            return {**header, "round": 5}, floats
+        case 7:
+            return {**header, "client": 0}, floats
+        case 8:
+            return {**header, "train_loss": float("nan")}, floats
+        case 9:
+            return {**header, "train_loss": 10**400}, floats
+        case 10:
+            return {**header, "kind": "joined " * 10_000}, floats
+        case 11:
+            return {"kind": "failure", "reason": "out of memory"}, NO_FLOATS
+        case 12:
+            raise _HangUp
+        case 13:
+            return {**header, "train_loss": "x" * 2_000_000}, floats
+    return header, floats
+
+
+def main() -> None:
+    own = read_own_settings(Path(sys.argv[1]))
+    worker = Worker(own)
+    with line.listening(own.socket) as listener:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                header, floats = line.receive(connection)
+                answer = worker.answer(header, floats)
+                try:
+                    line.send(connection, *spoilt(header.get("round", 0), *answer))
+                except _HangUp:
+                    continue
+
+
+if __name__ == "__main__":
+    main()

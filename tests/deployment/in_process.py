@@ -1,0 +1,45 @@
+"""What a deployment's record is compared with: the same rounds in one process, with the same clients missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from splitrank import load_config, load_data, make_clients, run
+from splitrank.federation.rounds import Missed
+from tests.deployment.flower_processes import records, without_wall
+
+
+class Disturbed:
+    """Clients in this process, of whom some are away or give no update, as the lines of a record tell."""
+
+    def __init__(self, lines: Sequence[dict], config) -> None:
+        self._clients = make_clients(config, load_data(config))
+        self._told = [line["clients"] for line in lines]
+
+    def __getattr__(self, name):
+        return getattr(self._clients, name)
+
+    def problem(self, round):
+        problem = self._clients.problem(round)
+        is_here = [not client["dropped"] or "missed" in client for client in self._told[round]]
+        return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
+
+    def train(self, start, plan, round):
+        missed = {client["client"]: Missed(client["missed"]) for client in self._told[round] if "missed" in client}
+        return {**self._clients.train(start, plan, round), **missed}
+
+
+def in_process(settings: str, texts: Path, folder: Path, lines: Sequence[dict] = ()) -> list[dict]:
+    """The record of a run in one process; given a deployment's lines, as long as they and as disturbed."""
+    folder.mkdir()
+    config = folder / "settings.toml"
+    config.write_text(settings + f'\n[data]\npath = "{texts}"\n')
+    connect = {"connect": partial(Disturbed, lines)} if lines else {}
+    list(islice(run(load_config(str(config)), folder / "run", **connect), len(lines) or None))
+    return without_wall(records(folder / "run"))

@@ -1,0 +1,126 @@
+"""Promise: a round survives clients that fail, lie, die or come back, and a run its server; the record tells, and what
+is learnt is what the same clients would have learnt in one process."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower.station import supernode_command
+from tests.deployment import hostile_worker
+from tests.deployment.flower_processes import (
+    Deployment,
+    deployment,
+    kill,
+    records,
+    server_settings,
+    wait_for,
+    without_wall,
+)
+from tests.deployment.in_process import in_process
+
+pytestmark = pytest.mark.deployment
+
+# What the record must say of the hostile client's answers, from round 2 on.
+REJECTIONS = [
+    "an update must be finite, got NaN or infinity",
+    "must have",
+    "may move by",
+    "samples must be 1 to",
+    "round must be 6, got 5",
+    "client must be 2, got 0",
+    "train_loss must be a finite number, got nan",
+    "train_loss must be a finite number, got 1000",
+    "an update was asked for, got 'joined",
+    "out of memory",
+    "EOFError: the other side closed the line",
+    "a message's header must be a text of at most a million characters",
+]
+
+
+def missed(lines: list[dict], client: int) -> dict[int, str]:
+    """Round → why the client's update is missing."""
+    told = {line["round"]: line["clients"][client] for line in lines[1:]}
+    assert all(entry["dropped"] for entry in told.values() if "missed" in entry)
+    return {round: entry["missed"] for round, entry in told.items() if "missed" in entry}
+
+
+def away(lines: list[dict], client: int) -> list[int]:
+    """Rounds that the client was not asked to take part in."""
+    told = {line["round"]: line["clients"][client] for line in lines[1:]}
+    return [round for round, entry in told.items() if entry["dropped"] and "missed" not in entry]
+
+
+def start_hostile(deployed: Deployment, client: int) -> None:
+    """A client whose worker is the hostile one."""
+    file = deployed.folder / f"client-{client}" / "client.toml"
+    deployed.running.start("hostile", sys.executable, hostile_worker.__file__, file)
+    deployed.running.start("hostile-node", *supernode_command(read_own_settings(file)))
+
+
+def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
+    settings = server_settings(tiny_settings, rounds=hostile_worker.HONEST_ROUNDS[1], timeout_s=60)
+    with deployment(tmp_path / "flower", settings, tiny_texts) as deployed:
+        deployed.start_server()
+        deployed.start_client(0)
+        deployed.start_client(1)
+        start_hostile(deployed, 2)
+        deployed.wait_for_nodes(60)
+        deployed.start_run()
+        deployed.wait_until_finished(180)
+        lines = without_wall(records(deployed.run_folder))
+    reasons = missed(lines, 2)
+    assert list(reasons) == list(range(2, 14))
+    for reason, expected in zip(reasons.values(), REJECTIONS, strict=True):
+        assert expected in reason
+        assert len(reason) < 400
+    assert not missed(lines, 0) | missed(lines, 1)
+    assert lines == in_process(settings, tiny_texts, tmp_path / "in-process", lines)
+
+
+def test_a_client_that_dies_or_leaves_comes_back(tiny_settings, tiny_texts, tmp_path):
+    settings = server_settings(tiny_settings, rounds=200, min_clients=2, timeout_s=30)
+    with deployment(tmp_path / "flower", settings, tiny_texts) as deployed:
+        deployed.start()
+        deployed.wait_for_nodes(60)
+        deployed.start_run()
+
+        def takes_part_after(round: int) -> bool:
+            return any(not line["clients"][2]["dropped"] for line in records(deployed.run_folder)[round + 1 :])
+
+        # Its SuperNode dies in mid-round; its station starts another.
+        wait_for(lambda: "Round 2: training" in deployed.running.log("client-2"), 60, "round 2 has begun", 0.01)
+        node = [pid for pid, command in deployed.family("client-2").items() if "flower-supernode" in command]
+        assert len(node) == 1
+        kill(node)
+        wait_for(lambda: takes_part_after(2), 150, "client 2 is back", 1.0)
+
+        # It leaves, and comes late.
+        left_after = deployed.rounds()
+        deployed.stop("client-2")
+        wait_for(lambda: away(records(deployed.run_folder), 2)[-1:] > [left_after], 60, "a round went without it", 1.0)
+        came_after = deployed.rounds()
+        deployed.start_client(2)
+        wait_for(lambda: takes_part_after(came_after), 60, "client 2 is back again", 1.0)
+        lines = without_wall(records(deployed.run_folder))
+    assert 2 in missed(lines, 2)
+    assert not missed(lines, 0) | missed(lines, 1)
+    assert lines == in_process(settings, tiny_texts, tmp_path / "in-process", lines)
+
+
+def test_a_server_that_dies_goes_on(tiny_settings, tiny_texts, tmp_path):
+    settings = server_settings(tiny_settings, rounds=6, min_clients=3, timeout_s=120)
+    expected = in_process(settings, tiny_texts, tmp_path / "in-process")
+    with deployment(tmp_path / "flower", settings, tiny_texts) as deployed:
+        deployed.start()
+        deployed.start_run()
+        deployed.wait_for_rounds(2, 90)
+        kill(deployed.family("server"))
+        kill(deployed.family("run"))
+        assert 2 <= deployed.rounds() < 6
+        deployed.start_server()
+        deployed.start_run()
+        deployed.wait_until_finished(150)
+        assert without_wall(records(deployed.run_folder)) == expected

@@ -1,0 +1,97 @@
+"""Promise: on slow links, measured and each its own, the plan's latency is what a round takes, budgets hold, and the
+record's bits are those on the wire.
+
+The links are relays on loopback (``slow_links``), as Linux's netem is not in every kernel.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from tests.deployment.flower_processes import deployment, free_port, records
+from tests.deployment.slow_links import relay
+
+pytestmark = pytest.mark.deployment
+
+BUDGET_S = 60.0
+ROUNDS = 10
+# Mbit/s up, Mbit/s down, delay each way.
+LINKS = ((1.0, 4.0, 0.05), (5.0, 10.0, 0.02), (20.0, 20.0, 0.01))
+# What a round's exchange takes on the wire beside the adapter: settings, TLS, HTTP, asking for work [bytes].
+MOST_BESIDE_BYTES = 120_000
+
+
+SETTINGS = f"""
+[model]
+name = "minilm"
+max_length = 32
+precision = "fp32"
+trained_layers = "last:2"
+
+[adapter]
+target_modules = "all-linear"
+
+[federation]
+rounds = {ROUNDS}
+num_clients = {len(LINKS)}
+timeout_s = 300
+
+[train]
+learning_rate = 5e-4
+batch_size = 8
+
+[client]
+capacitance = 1e-27
+circuit_energy_j = 0.1
+
+[workload]
+model = "measured"
+
+[budget]
+latency_s = {BUDGET_S}
+energy_j = 500.0
+
+[planner]
+max_rank = 16
+frequency_policy = "least-latency"
+
+[run]
+threads = 1
+"""
+
+
+def test_predicted_is_actual(tiny_texts, tmp_path):
+    with deployment(tmp_path, SETTINGS, tiny_texts, num_clients=len(LINKS)) as deployed, ExitStack() as held:
+        relays = []
+        for client, (up, down, delay_s) in enumerate(LINKS):
+            port = free_port()
+            link = relay(port, deployed.port, up_bps=up * 1e6, down_bps=down * 1e6, delay_s=delay_s)
+            relays.append(held.enter_context(link))
+            file = deployed.folder / f"client-{client}" / "client.toml"
+            file.write_text(file.read_text().replace(f":{deployed.port}", f":{port}"))
+        deployed.start()
+        deployed.start_run()
+        deployed.wait_for_rounds(1, 300)
+        before = [(link.up.bytes, link.down.bytes) for link in relays]
+        deployed.wait_for_rounds(ROUNDS - 1, BUDGET_S * 1.5 * ROUNDS)
+        after = [(link.up.bytes, link.down.bytes) for link in relays]
+        deployed.wait_until_finished(BUDGET_S * 2)
+        rounds = records(deployed.run_folder)[1:]
+
+    trained = [client for record in rounds for client in record["clients"] if not client["dropped"]]
+    assert len(trained) == ROUNDS * len(LINKS)
+    off = [abs(client["wall_latency_s"] / client["latency_s"] - 1) for client in trained]
+    within = sum(share <= 0.2 for share in off) / len(off)
+    worst_s = max(client["wall_latency_s"] for client in trained)
+    print(f"predicted within 20 % of actual in {within:.0%}, at most {max(off):.0%} off; longest {worst_s:.1f} s")
+    assert within >= 0.8
+    assert worst_s <= 1.1 * BUDGET_S
+    # Rounds 2 to ROUNDS - 1 lie between the two counts, and parts of others no bigger than the bound's constant.
+    for client, (first, last) in enumerate(zip(before, after, strict=True)):
+        for way, name in enumerate(("uplink_bits", "downlink_bits")):
+            recorded = sum(record["clients"][client][name] for record in rounds[1 : ROUNDS - 1]) / 8
+            beside = (last[way] - first[way] - recorded) / (ROUNDS - 2)
+            print(f"client {client} {name}: {recorded / (ROUNDS - 2):.0f} bytes a round recorded, {beside:.0f} beside")
+            assert -0.05 * recorded <= beside * (ROUNDS - 2) <= 0.05 * recorded + MOST_BESIDE_BYTES * (ROUNDS - 2)
