@@ -135,13 +135,10 @@ def test_settings_without_effect_are_left_out_of_resolved_files():
     assert "bits_per_parameter" not in to_toml(load_config("edge"))
 
 
-def test_measured_workload_needs_its_measurements():
-    found = problems("workload.model='measured'")
-    assert [problem.split()[0] for problem in found] == [
-        "client.reference_frequency_hz",
-        "client.seconds_per_sample",
-        "client.seconds_per_sample_per_rank",
-    ]
+def test_measured_numbers_come_all_three_or_none():
+    assert load_config("paper", ["workload.model='measured'"]).client.seconds_per_sample is None
+    found = problems("workload.model='measured'", "client.seconds_per_sample=0.1")
+    assert [problem.split()[0] for problem in found] == ["client.reference_frequency_hz"]
 
 
 def test_a_whole_table_may_be_set():

@@ -180,6 +180,23 @@ def without_wall(value):
     return value
 
 
+def simulated(root: Path, config: Path, num_clients: int, seconds: float = 180) -> list[dict]:
+    """The rounds of a run in Flower's simulation, left in ``root/simulated``."""
+    with processes(root / "flower") as running:
+        app, port = app_folder(running.root), free_port()
+        command = ("--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
+        running.start("superlink", BIN / "flower-superlink", *command)
+        wait_for(lambda: listens(port), 60, "the SuperLink is up")
+        write_connections(running, here={"address": f"127.0.0.1:{port}", "insecure": True})
+        given = f'config="{config}" out="{root / "simulated"}"'
+        nodes = f"num-supernodes={num_clients} client-resources-num-cpus=1"
+        run_id = submit(running, app, "here", "--run-config", given, "--federation-config", nodes)
+        wait_for(lambda: run_status(running, "here", run_id).startswith("finished"), seconds, "the run ends", 2.0)
+        log = running.run(BIN / "flwr", "log", run_id, "here", "--show").stdout
+        assert run_status(running, "here", run_id) == "finished:completed", log
+    return records(root / "simulated")
+
+
 def shards(texts: Path, num_clients: int, seed: int, folder: Path) -> list[Path]:
     """The training rows as a run in one process shares them out, one file for each client."""
     import csv

@@ -39,6 +39,11 @@ class Relay:
     down: Way
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
+    def _stop(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.stop()
+
     async def _serve(self) -> None:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -90,11 +95,13 @@ def relay(port: int, target: int, *, up_bps: float, down_bps: float, delay_s: fl
         asyncio.set_event_loop(running._loop)
         running._loop.run_until_complete(running._serve())
         running._loop.run_forever()
+        running._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(running._loop), return_exceptions=True))
+        running._loop.close()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         yield running
     finally:
-        running._loop.call_soon_threadsafe(running._loop.stop)
+        running._loop.call_soon_threadsafe(running._stop)
         thread.join(5)

@@ -53,10 +53,6 @@ model = "measured"
 latency_s = {BUDGET_S}
 energy_j = 500.0
 
-[planner]
-max_rank = 16
-frequency_policy = "least-latency"
-
 [run]
 threads = 1
 """

@@ -6,21 +6,7 @@ from __future__ import annotations
 import pytest
 
 from splitrank import load_config, run
-from tests.deployment.flower_processes import (
-    BIN,
-    app_folder,
-    deployment,
-    free_port,
-    listens,
-    processes,
-    records,
-    run_status,
-    server_settings,
-    submit,
-    wait_for,
-    without_wall,
-    write_connections,
-)
+from tests.deployment.flower_processes import deployment, records, server_settings, simulated, without_wall
 
 pytestmark = pytest.mark.deployment
 ROUNDS = 3
@@ -39,19 +25,8 @@ def in_process(settings, tiny_texts, tmp_path) -> list[dict]:
     return without_wall(records(tmp_path / "in-process"))
 
 
-def test_a_simulation(in_process, settings, tiny_texts, tmp_path):
-    with processes(tmp_path / "flower") as running:
-        app, port = app_folder(running.root), free_port()
-        command = ("--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
-        running.start("superlink", BIN / "flower-superlink", *command)
-        wait_for(lambda: listens(port), 60, "the SuperLink is up")
-        write_connections(running, here={"address": f"127.0.0.1:{port}", "insecure": True})
-        given = f'config="{tmp_path / "settings.toml"}" out="{tmp_path / "simulated"}"'
-        nodes = "num-supernodes=3 client-resources-num-cpus=1"
-        run_id = submit(running, app, "here", "--run-config", given, "--federation-config", nodes)
-        wait_for(lambda: run_status(running, "here", run_id).startswith("finished"), 180, "the run is finished", 2.0)
-        assert run_status(running, "here", run_id) == "finished:completed", running.log("superlink")
-    assert without_wall(records(tmp_path / "simulated")) == in_process
+def test_a_simulation(in_process, tmp_path):
+    assert without_wall(simulated(tmp_path, tmp_path / "settings.toml", 3)) == in_process
 
 
 def test_a_deployment(in_process, settings, tiny_texts, tmp_path):

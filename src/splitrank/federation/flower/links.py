@@ -48,7 +48,7 @@ class Link:
     @property
     def overhead_s(self) -> float:
         """What a round's exchange is likely to take beside bits and training [s]."""
-        return statistics.median(self.strays_s) if self.strays_s else self.short_s + _MEAN_WAIT_S
+        return statistics.median([self.short_s + _MEAN_WAIT_S, *self.strays_s])
 
     @property
     def slack_s(self) -> float:

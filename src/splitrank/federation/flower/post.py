@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Thread
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid
 from splitrank.federation.flower.payload import Floats, Header, PayloadError, pack, unpack
 
 _LOOK_EVERY_S = 0.1
+_LINES = 16
 _LONGEST_S = 24 * 3600.0
 _ASK_AGAIN_AFTER_S = 15.0
 
@@ -90,16 +92,29 @@ class Post:
             an answer for every request, those that came too late or not at all being failures.
         """
         started_s = time.monotonic()
-        waiting = self._push(requests, message_type, group, wait_s)
+        places = self._push(requests, message_type, group, wait_s)
         replies: dict[int, Reply] = {}
-        while waiting and time.monotonic() - started_s < wait_s:
-            for message in self.grid.pull_messages(list(waiting)):
-                place = waiting.pop(message.metadata.reply_to_message_id)
-                replies[place] = _reply(message, time.monotonic() - started_s)
-            if waiting:
-                time.sleep(_LOOK_EVERY_S)
+
+        def gather(waiting: set[str]) -> None:
+            while waiting and time.monotonic() - started_s < wait_s:
+                for message in self.grid.pull_messages(sorted(waiting)):
+                    message_id = message.metadata.reply_to_message_id
+                    waiting.discard(message_id)
+                    replies[places[message_id]] = _reply(message, time.monotonic() - started_s)
+                if waiting:
+                    time.sleep(_LOOK_EVERY_S)
+
+        # Flower announces an answer before its array is there and then waits for it: one slow uplink would hold up all.
+        names = list(places)
+        lines = [set(names[first::_LINES]) for first in range(min(_LINES, len(names)))]
+        threads = [Thread(target=gather, args=(line,), daemon=True) for line in lines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, started_s + wait_s + _LOOK_EVERY_S - time.monotonic()))
         late = _failure(f"no answer within {wait_s:.4g} s", time.monotonic() - started_s)
-        return [replies.get(place, late) for place in range(len(requests))]
+        come = dict(replies)
+        return [come.get(place, late) for place in range(len(requests))]
 
     def _push(
         self, requests: Sequence[tuple[int, Request]], message_type: str, group: str, ttl_s: float
