@@ -35,3 +35,11 @@ def test_a_deployment(in_process, settings, tiny_texts, tmp_path):
         deployed.start_run()
         deployed.wait_until_finished(180)
         assert without_wall(records(deployed.run_folder)) == in_process
+
+
+def test_a_hundred_nodes(settings, tiny_texts, tmp_path):
+    config = tmp_path / "many.toml"
+    many = settings.replace("[federation]", "[federation]\nnum_clients = 100")
+    config.write_text(many + f'\n[data]\npath = "{tiny_texts}"\n')
+    list(run(load_config(str(config)), tmp_path / "in-process"))
+    assert without_wall(simulated(tmp_path, config, 100)) == without_wall(records(tmp_path / "in-process"))

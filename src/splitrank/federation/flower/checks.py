@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from splitrank.learning.adapters import lora
 from splitrank.learning.adapters.lora import Adapter
 from splitrank.learning.client import Training, Update
 
+_MOST_SHOWN = 60
 # AdamW's step of one number is at most this times the learning rate: (1 - β1)/√(1 - β2) with PyTorch's β.
 _MOST_STEP = 0.1 / math.sqrt(0.001)
 
@@ -52,15 +54,15 @@ def checked_update(
         return Missed(reply.failure)
     header, floats = reply.header, reply.floats
     if header.get("kind") != "update" or floats is None:
-        return Missed(f"rejected: an update was asked for, got {header.get('kind')!r}")
+        return Missed(f"rejected: an update was asked for, got {_shown(header.get('kind'))}")
     for key, expected in (("client", client), ("round", round)):
         if header.get(key) != expected:
-            return Missed(f"rejected: {key} must be {expected}, got {header.get(key)!r}")
+            return Missed(f"rejected: {key} must be {expected}, got {_shown(header.get(key))}")
     samples, loss = header.get("samples"), header.get("train_loss")
     if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= num_samples:
-        return Missed(f"rejected: samples must be 1 to the {num_samples} registered, got {samples!r}")
+        return Missed(f"rejected: samples must be 1 to the {num_samples} registered, got {_shown(samples)}")
     if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
-        return Missed(f"rejected: train_loss must be a finite number, got {loss!r}")
+        return Missed(f"rejected: train_loss must be a finite number, got {_shown(loss)}")
     expected_length = lora.num_numbers(start, start.rank)
     if len(floats) != expected_length:
         return Missed(
@@ -73,3 +75,9 @@ def checked_update(
     if not moved <= bound:
         return Missed(f"rejected: an update may move by {bound:.4g} at most (AdamW's own bound), got {moved:.4g}")
     return Update(lora.from_flat(vector, start, start.rank), float(loss), samples, {})
+
+
+def _shown(value: Any) -> str:
+    """A value for a sentence, however long it is."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

@@ -50,9 +50,9 @@ def unpack(content: RecordDict) -> tuple[Header, Floats]:
     if not isinstance(text, str) or len(text) > MOST_HEADER_CHARACTERS:
         raise PayloadError("a message's header must be a text of at most a million characters")
     try:
-        header = json.loads(text)
+        header = json.loads(text, parse_int=_whole_number)
     except (ValueError, RecursionError):
-        raise PayloadError("a message's header must be JSON") from None
+        raise PayloadError("a message's header must be JSON, its whole numbers of 64 bits at most") from None
     if not isinstance(header, dict):
         raise PayloadError(f"a message's header must be a JSON object, got {type(header).__name__}")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != {_FLOATS}:
@@ -62,8 +62,15 @@ def unpack(content: RecordDict) -> tuple[Header, Floats]:
         raise PayloadError(f"a message's array must be flat and of float32, got {array.dtype} of shape {array.shape}")
     try:
         floats = array.numpy()  # reads NumPy's own format with pickling switched off
-    except (ValueError, OSError, EOFError):
+    except Exception:  # which one depends on what the bytes pretend to be
         raise PayloadError("a message's array cannot be read") from None
-    if floats.dtype != np.float32 or floats.shape != tuple(array.shape):
+    if not isinstance(floats, np.ndarray) or floats.dtype != np.float32 or floats.shape != tuple(array.shape):
         raise PayloadError("a message's array is not what its description says")
     return header, floats
+
+
+def _whole_number(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**63:  # no float holds every whole number
+        raise ValueError
+    return number
