@@ -207,6 +207,7 @@ class FederationTable(_Table):
     aggregation: Literal["fedavg"] = "fedavg"
     target_accuracy: Accuracy | None = None
     min_clients: Count = 1
+    join_s: NotNegative = 120.0
     timeout_s: Positive = 3600.0
     grace_s: NotNegative = 10.0
 

@@ -18,16 +18,18 @@ _PATIENCE_S = 24 * 3600.0
 app = ClientApp()
 
 
-@app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer a request for an update."""
     return _answered(message, context)
 
 
-@app.query()
 def query(message: Message, context: Context) -> Message:
     """Answer any other request."""
     return _answered(message, context)
+
+
+app.train()(train)
+app.query()(query)
 
 
 def _answered(message: Message, context: Context) -> Message:

@@ -68,6 +68,7 @@ class NodeClients:
     Attributes:
         model: judges on the server; the clients have their own.
         data: the server's texts, of which it uses the test texts.
+        settings: what the clients are told of the settings.
         present: client → the node that stands for it now.
         known: client → the node that stood for it last.
     """
@@ -77,6 +78,7 @@ class NodeClients:
     data: TextData
     test_outputs: TrunkOutputs
     test_rows: Sequence[NDArray[np.int64]]
+    settings: Header
     present: dict[int, Member] = field(default_factory=dict)
     known: dict[int, Member] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ class NodeClients:
 
     def problem(self, round: int) -> Problem:
         """The round's links, machines and budgets; who is not there has an uplink of rate 0, so that it sits out."""
-        self.gather(self._config.federation.min_clients)
+        self.gather()
         counted = ClientTexts(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
         if self._measures:
             problem = measured_problem(self._config, self.model.shape, counted, self._measured())
@@ -247,19 +249,37 @@ class NodeClients:
         """A request's header: what every client needs to do anything, and the values of this one."""
         return {
             "kind": kind,
-            "settings": plain_values(self._config),
+            "settings": self.settings,
             "labels": self.data.label_names,
             "trunk_sha256": self.model.encoder.trunk_digest,
             "client": client,
             **values,
         }
 
-    def gather(self, least: int) -> None:
-        """Take in who has come and let go who has left, until at least that many clients are there.
+    def gather_all(self) -> None:
+        """Wait until all clients are there, or after a while until enough are; the others may join later.
+
+        Raises:
+            RunError: as in :meth:`gather`.
+        """
+        federation = self._config.federation
+        if not self._gathered(federation.num_clients, federation.join_s):
+            self.gather()
+
+    def gather(self) -> None:
+        """Take in who has come and let go who has left, until at least federation.min_clients are there.
 
         Raises:
             RunError: too few have come within federation.timeout_s.
         """
+        federation = self._config.federation
+        if not self._gathered(federation.min_clients, federation.timeout_s):
+            raise RunError(
+                f"At least {federation.min_clients} clients must join within federation.timeout_s = "
+                f"{federation.timeout_s:.4g} s, got {len(self.present)}; start them, or raise it"
+            )
+
+    def _gathered(self, least: int, wait_s: float) -> bool:
         started_s = time.monotonic()
         said = False
         while True:
@@ -267,15 +287,12 @@ class NodeClients:
             for node, reply in self.post.answers():
                 self._register(node, reply)
             if len(self.present) >= least:
-                return
+                return True
             if not said:
                 say(f"{len(self.present)} of {least} clients are there; waiting for the others.")
                 said = True
-            if time.monotonic() - started_s > self._config.federation.timeout_s:
-                raise RunError(
-                    f"At least {least} clients must join within federation.timeout_s = "
-                    f"{self._config.federation.timeout_s:.4g} s, got {len(self.present)}; start them, or raise it"
-                )
+            if time.monotonic() - started_s > wait_s:
+                return False
             time.sleep(_LOOK_EVERY_S)
 
     def _let_go(self, online: set[int]) -> None:
@@ -350,8 +367,14 @@ def _is_amount(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def connect(grid: Grid, config: Config, data: TextData) -> NodeClients:
-    """Load the server's model and wait until all clients have joined.
+def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool) -> NodeClients:
+    """Load the server's model and wait until all clients, or after a while enough of them, have joined.
+
+    Args:
+        grid: Flower's.
+        config: the settings.
+        data: the server's texts.
+        tell_data: whether the clients are told where the texts are, to take their shares of them.
 
     Raises:
         InputError, ConfigError: settings that the model or the texts cannot meet.
@@ -364,6 +387,9 @@ def connect(grid: Grid, config: Config, data: TextData) -> NodeClients:
         )
     model = load_model(config, data.label_names)
     test_outputs = model.prepare(model.tokenize(data.test_texts), "test texts")
-    clients = NodeClients(Post(grid), model, data, test_outputs, held_out_shares(model.config, data))
-    clients.gather(model.config.federation.num_clients)
+    settings = plain_values(model.config)
+    if not tell_data:
+        settings.pop("data")
+    clients = NodeClients(Post(grid), model, data, test_outputs, held_out_shares(model.config, data), settings)
+    clients.gather_all()
     return clients

@@ -34,7 +34,6 @@ _WAIT_FOR_FOLDER_S = 60.0
 app = ServerApp()
 
 
-@app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation over Flower's nodes until its last round or its target."""
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -50,10 +49,14 @@ def main(grid: Grid, context: Context) -> None:
     config = run_folder.resumed_config(out, asked, []) if resume else asked
 
     def nodes(config: Config) -> NodeClients:
-        return connect(grid, config, load_data(config) if clients_have == "shards" else _test_data(config))
+        data = load_data(config) if clients_have == "shards" else _test_data(config)
+        return connect(grid, config, data, tell_data=clients_have == "shards")
 
     for line in round_lines(run(config, out, resume=resume, connect=nodes), config):
         say(line)
+
+
+app.main()(main)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitrank.config import config_from, flatten, plain_values
+from splitrank.config import config_from, flatten
 from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation.budgets import ClientTexts, Measured, measured_problem, round_problem, round_workload
 from splitrank.federation.flower import line
@@ -249,11 +249,6 @@ class Worker:
         model = load_model(config, labels)
         outputs = model.prepare(model.tokenize(texts), "training texts")
         return _Prepared(settings, labels, model, outputs, text_labels, rows)
-
-
-def settings_for_clients(model: Model) -> Header:
-    """What of the settings goes to the clients: all but what concerns the server alone, without its paths."""
-    return plain_values(model.config)
 
 
 def main() -> None:
