@@ -23,7 +23,9 @@ class RoundRecord:
         worst_client_accuracy: lowest accuracy over the clients' shares of the test texts.
         factor_averaging_error: ‖mean(B)mean(A) − mean(BA)‖/‖mean(BA)‖; ``None`` where nothing was averaged.
         clients: for each client the fields of the plan, and ``uplink_bits``, ``downlink_bits``, ``train_loss``,
-            ``samples``, ``dropped`` (whether it sat the round out). In round 0 what preparing the frozen trunk
+            ``samples``, ``dropped`` (whether its work is not in the model). A participant that gave no update has the
+            reason as ``missed``; on real machines there is what the round took, ``wall_latency_s`` (sending to reply),
+            ``wall_compute_s`` and ``wall_energy_j``. In round 0 what preparing the frozen trunk
             costs it: ``preparation_s``, ``preparation_j``.
         wall_s: real seconds that the round took on this machine; the only field that differs between equal runs.
     """

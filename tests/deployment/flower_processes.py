@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -114,13 +114,13 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def write_connections(running: Processes, **connections: Mapping[str, object]) -> None:
-    """Flower's connections, as its config.toml holds them."""
+def write_connections(home: Path | str, **connections: Mapping[str, object]) -> None:
+    """Flower's connections, as config.toml in its home holds them."""
     lines = []
     for name, values in connections.items():
         lines.append(f"[superlink.{name}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    Path(running.environment["FLWR_HOME"], "config.toml").write_text("\n".join(lines) + "\n")
+    Path(home, "config.toml").write_text("\n".join(lines) + "\n")
 
 
 def run_status(running: Processes, connection: str, run_id: str) -> str:
@@ -148,13 +148,6 @@ def family(pid: int) -> dict[int, str]:
             found[member] = Path(f"/proc/{member}/cmdline").read_text().replace("\0", " ")
         left += children.get(member, [])
     return found
-
-
-def kill(pids: Iterable[int]) -> None:
-    """End processes as a power cut would."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def server_settings(tiny: str, **federation: object) -> str:
@@ -187,7 +180,7 @@ def simulated(root: Path, config: Path, num_clients: int, seconds: float = 180) 
         command = ("--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
         running.start("superlink", BIN / "flower-superlink", *command)
         wait_for(lambda: listens(port), 60, "the SuperLink is up")
-        write_connections(running, here={"address": f"127.0.0.1:{port}", "insecure": True})
+        write_connections(running.environment["FLWR_HOME"], here={"address": f"127.0.0.1:{port}", "insecure": True})
         given = f'config="{config}" out="{root / "simulated"}"'
         nodes = f"num-supernodes={num_clients} client-resources-num-cpus=1"
         run_id = submit(running, app, "here", "--run-config", given, "--federation-config", nodes)
@@ -243,9 +236,16 @@ class Deployment:
             os.killpg(process.pid, number)
         process.wait(30)
 
-    def family(self, name: str) -> dict[int, str]:
-        """The processes that belong to a started one, with their commands."""
-        return family(self.running.started[name].pid)
+    def kill(self, name: str, part: str = "") -> int:
+        """End a started process and all of its own as a power cut would, or those with a part of their command."""
+        process = self.running.started[name]
+        chosen = [pid for pid, command in family(process.pid).items() if part in command]
+        for pid in chosen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if process.pid in chosen:
+            self.running.started.pop(name).wait(30)
+        return len(chosen)
 
     def flwr(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Flower's command line as the server's owner has it."""
@@ -278,7 +278,12 @@ class Deployment:
 
     def wait_until_finished(self, seconds: float) -> None:
         finished = self.run_folder / "adapter" / "adapter_model.safetensors"
-        wait_for(finished.exists, seconds, "the run is finished")
+
+        def has_ended() -> bool:
+            return finished.exists() or self.running.started["run"].poll() is not None
+
+        wait_for(has_ended, seconds, "the run is finished")
+        wait_for(finished.exists, 5, "the run has its adapter")
 
 
 @contextmanager

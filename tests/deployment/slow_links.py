@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 _PIECE_BYTES = 4096
@@ -46,12 +46,10 @@ class Relay:
 
     async def _serve(self) -> None:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
+            with suppress(asyncio.CancelledError, OSError), closing(writer):
                 there = await asyncio.open_connection("127.0.0.1", self.target)
-            except OSError:
-                writer.close()
-                return
-            await asyncio.gather(_carry(reader, there[1], self.up), _carry(there[0], writer, self.down))
+                with closing(there[1]):
+                    await asyncio.gather(_carry(reader, there[1], self.up), _carry(there[0], writer, self.down))
 
         await asyncio.start_server(connected, "127.0.0.1", self.port)
 
@@ -72,18 +70,17 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way
 
     delivering = asyncio.create_task(deliver())
     try:
-        while piece := await reader.read(_PIECE_BYTES):
-            leaves_s = way.leaves_at_s(loop.time(), len(piece))
-            await on_the_way.put((leaves_s, piece))
-            # What has not left yet holds the sender up, as a full buffer of a slow link does.
-            await asyncio.sleep(max(0.0, way.free_at_s - loop.time() - 0.05))
-    except OSError:
-        pass
-    await on_the_way.put((loop.time() + way.delay_s, b""))
-    try:
-        await delivering
-    except OSError:
-        writer.close()
+        with suppress(OSError):
+            while piece := await reader.read(_PIECE_BYTES):
+                leaves_s = way.leaves_at_s(loop.time(), len(piece))
+                await on_the_way.put((leaves_s, piece))
+                # What has not left yet holds the sender up, as a full buffer of a slow link does.
+                await asyncio.sleep(max(0.0, way.free_at_s - loop.time() - 0.05))
+        await on_the_way.put((loop.time() + way.delay_s, b""))
+        with suppress(OSError):
+            await delivering
+    finally:
+        delivering.cancel()
 
 
 @contextmanager

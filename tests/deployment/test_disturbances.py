@@ -13,31 +13,27 @@ from tests.deployment import hostile_worker
 from tests.deployment.flower_processes import (
     Deployment,
     deployment,
-    kill,
     records,
     server_settings,
     wait_for,
     without_wall,
 )
+from tests.deployment.hostile_worker import SPOILT_ROUNDS
 from tests.deployment.in_process import in_process
 
 pytestmark = pytest.mark.deployment
 
-# What the record must say of the hostile client's answers, from round 2 on.
-REJECTIONS = [
+# What the record must say of the hostile client's answers.
+REJECTIONS = (
     "an update must be finite, got NaN or infinity",
-    "must have",
-    "may move by",
-    "samples must be 1 to",
+    "numbers, got",
+    "an update may move by",
+    "samples must be 1 to the 64 registered, got 640",
     "round must be 6, got 5",
-    "client must be 2, got 0",
-    "train_loss must be a finite number, got nan",
-    "train_loss must be a finite number, got 1000",
-    "an update was asked for, got 'joined",
+    "header must be JSON, its whole numbers of 64 bits at most",
     "out of memory",
     "EOFError: the other side closed the line",
-    "a message's header must be a text of at most a million characters",
-]
+)
 
 
 def missed(lines: list[dict], client: int) -> dict[int, str]:
@@ -61,7 +57,7 @@ def start_hostile(deployed: Deployment, client: int) -> None:
 
 
 def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
-    settings = server_settings(tiny_settings, rounds=hostile_worker.HONEST_ROUNDS[1], timeout_s=60)
+    settings = server_settings(tiny_settings, rounds=SPOILT_ROUNDS.stop, timeout_s=60)
     with deployment(tmp_path / "flower", settings, tiny_texts) as deployed:
         deployed.start_server()
         deployed.start_client(0)
@@ -72,10 +68,9 @@ def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
         deployed.wait_until_finished(180)
         lines = without_wall(records(deployed.run_folder))
     reasons = missed(lines, 2)
-    assert list(reasons) == list(range(2, 14))
+    assert list(reasons) == list(SPOILT_ROUNDS)
     for reason, expected in zip(reasons.values(), REJECTIONS, strict=True):
         assert expected in reason
-        assert len(reason) < 400
     assert not missed(lines, 0) | missed(lines, 1)
     assert lines == in_process(settings, tiny_texts, tmp_path / "in-process", lines)
 
@@ -92,9 +87,7 @@ def test_a_client_that_dies_or_leaves_comes_back(tiny_settings, tiny_texts, tmp_
 
         # Its SuperNode dies in mid-round; its station starts another.
         wait_for(lambda: "Round 2: training" in deployed.running.log("client-2"), 60, "round 2 has begun", 0.01)
-        node = [pid for pid, command in deployed.family("client-2").items() if "flower-supernode" in command]
-        assert len(node) == 1
-        kill(node)
+        assert deployed.kill("client-2", "flower-supernode") == 1
         wait_for(lambda: takes_part_after(2), 150, "client 2 is back", 1.0)
 
         # It leaves, and comes late.
@@ -117,8 +110,8 @@ def test_a_server_that_dies_goes_on(tiny_settings, tiny_texts, tmp_path):
         deployed.start()
         deployed.start_run()
         deployed.wait_for_rounds(2, 90)
-        kill(deployed.family("server"))
-        kill(deployed.family("run"))
+        deployed.kill("server")
+        deployed.kill("run")
         assert 2 <= deployed.rounds() < 6
         deployed.start_server()
         deployed.start_run()

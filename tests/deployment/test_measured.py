@@ -69,7 +69,7 @@ def test_predicted_is_actual(tiny_texts, tmp_path):
             file.write_text(file.read_text().replace(f":{deployed.port}", f":{port}"))
         deployed.start()
         deployed.start_run()
-        deployed.wait_for_rounds(1, 300)
+        deployed.wait_for_rounds(1, 600)
         before = [(link.up.bytes, link.down.bytes) for link in relays]
         deployed.wait_for_rounds(ROUNDS - 1, BUDGET_S * 1.5 * ROUNDS)
         after = [(link.up.bytes, link.down.bytes) for link in relays]
