@@ -19,12 +19,14 @@ from splitrank.errors import InputError
 from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
 from splitrank.progress import say
 
-# No reports home, no look for newer versions, no installation of packages when an app starts, a quick look for tasks.
+# No reports home, no look for newer versions, no installation of packages when an app starts, a quick look for tasks;
+# and arrays in pieces that a slow link carries within the 30 s that Flower gives a request.
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": "524288",
 }
 
 _LOOK_EVERY_S = 0.5

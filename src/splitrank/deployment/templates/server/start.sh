@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.05
+# Arrays in pieces that a slow link carries within the 30 s that Flower gives a request.
+export FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE=524288
 export FLWR_SUPERGRID_API_URL="http://127.0.0.1:@APP_PORT@"
 mkdir -p flwr
 printf '[superlink.server]\naddress = "127.0.0.1:@SUPERLINK_PORT@"\nroot-certificates = "%s/ca.crt"\n' "$PWD" >flwr/config.toml
