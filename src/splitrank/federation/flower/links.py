@@ -57,6 +57,21 @@ class Link:
             return _MOST_WAIT_S
         return max(float(np.quantile(self.strays_s, 0.9)) - self.overhead_s, _MOST_WAIT_S - _MEAN_WAIT_S)
 
+    def agrees_with(self, other: Link) -> bool:
+        """Whether both rates are alike within a factor of two."""
+        rates = ((self.uplink_bps, other.uplink_bps), (self.downlink_bps, other.downlink_bps))
+        return all(0.5 <= ours / theirs <= 2.0 for ours, theirs in rates)
+
+    def or_better(self, other: Link | None) -> Link:
+        """The better of two in each respect: whatever else a machine does only makes a link look slower."""
+        if other is None:
+            return self
+        return Link(
+            max(self.uplink_bps, other.uplink_bps),
+            max(self.downlink_bps, other.downlink_bps),
+            min(self.short_s, other.short_s),
+        )
+
     def took(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
         """Learn from a round that took ``latency_s`` from sending to reply."""
         bits_s = uplink_bits / self.uplink_bps + downlink_bits / self.downlink_bps
@@ -86,4 +101,4 @@ def measured_link(replies: Sequence[Reply], length: int) -> tuple[Link, bool]:
     short_s, down_s, up_s = np.diff(ends_s)
     extra_s = [max(0.0, float(taken - short_s)) for taken in (down_s, up_s)]
     down_bps, up_bps = (min(_FASTEST_BPS, _BITS * length / max(extra, 1e-3)) for extra in extra_s)
-    return Link(up_bps, down_bps, float(short_s)), min(extra_s) >= ENOUGH_S
+    return Link(up_bps, down_bps, max(0.0, float(short_s))), min(extra_s) >= ENOUGH_S

@@ -333,7 +333,8 @@ class NodeClients:
         say(f"Client {client} joined with {amounts[0]} texts.")
 
     def _measured_link(self, node: int) -> Link | None:
-        """Measure a node's link by probes, each four times or eight times the last, until they are long enough."""
+        """Measure a node's link by probes, each longer than the last, until two agree and the last was long enough."""
+        best: Link | None = None
         for length in PROBE_FLOATS:
             requests = [(node, request) for request in probes(length)]
             replies = self.post.exchange(requests, MessageType.QUERY, group="probe", wait_s=_LONGEST_PROBE_S)
@@ -342,9 +343,11 @@ class NodeClients:
                 say(f"A probe failed: {failures[0]}")
                 return None
             link, is_enough = measured_link(replies, length)
-            if is_enough:
+            agree = best is not None and link.agrees_with(best)
+            best = link.or_better(best)
+            if agree and is_enough:
                 break
-        return link
+        return best
 
 
 def _spoken(machine: Machine, link: Link) -> str:

@@ -1,0 +1,253 @@
+"""Promise: nothing gets in. Whatever a stranger tries, the run goes on meanwhile with its own clients and no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deployment.flower_processes import (
+    BIN,
+    Deployment,
+    app_folder,
+    deployment,
+    free_port,
+    records,
+    server_settings,
+    wait_for,
+    write_connections,
+)
+
+pytestmark = pytest.mark.deployment
+
+FOR_NODES = {
+    *("activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run"),
+    *("get-fab", "push-object", "pull-object", "confirm-message-received"),
+}
+
+
+@pytest.fixture(scope="module")
+def deployed(tiny_settings, tiny_texts, tmp_path_factory) -> Iterator[Deployment]:
+    """A deployment whose run goes on for longer than these tests."""
+    settings = server_settings(tiny_settings, rounds=1000, timeout_s=120)
+    with deployment(tmp_path_factory.mktemp("strangers"), settings, tiny_texts) as deployed:
+        deployed.start()
+        deployed.start_run()
+        deployed.wait_for_rounds(1, 120)
+        yield deployed
+
+
+@pytest.fixture(autouse=True)
+def goes_on(deployed) -> Iterator[None]:
+    """Three nodes before and after, rounds that go on, every client in each of them."""
+    nodes, rounds = deployed.nodes(), deployed.rounds()
+    assert len(nodes) == 3
+    yield
+    deployed.wait_for_rounds(rounds + 1, 60)
+    assert deployed.nodes() == nodes
+    for line in records(deployed.run_folder)[rounds:]:
+        assert [client["client"] for client in line["clients"]] == [0, 1, 2]
+        assert not [client for client in line["clients"] if "missed" in client]
+
+
+def supernode(deployed: Deployment, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """A stranger's SuperNode at the public port, until it gives up."""
+    command = (BIN / "flower-supernode", "--superlink", f"127.0.0.1:{deployed.port}", "--port", str(free_port()))
+    return deployed.running.run(*command, *options, "--max-retries", "1", check=False)
+
+
+def test_a_node_without_a_registered_key_is_refused(deployed):
+    key = deployed.folder / "stranger.key"
+    deployed.running.run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key)
+    certificate = deployed.folder / "keys" / "ca.crt"
+    ended = supernode(deployed, "--root-certificates", certificate, "--auth-supernode-private-key", key)
+    assert ended.returncode != 0
+    assert "Failed to initialize the connection to the SuperLink" in ended.stdout + ended.stderr
+
+
+def test_a_node_without_a_key_is_refused(deployed):
+    ended = supernode(deployed, "--root-certificates", deployed.folder / "keys" / "ca.crt")
+    assert ended.returncode != 0
+
+
+def test_a_node_without_tls_gets_nothing(deployed):
+    ended = supernode(deployed, "--insecure")
+    assert ended.returncode != 0
+    assert status(deployed, "/v1/fleet/pull-messages", scheme="http") == 400
+
+
+def test_another_certificate_is_not_trusted(deployed):
+    """A client believes nobody whose certificate the federation's own authority has not signed."""
+    own, other = deployed.folder / "keys" / "ca.crt", deployed.folder / "other.crt"
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes", "-subj", "/CN=other")
+    key = deployed.folder / "other.key"
+    deployed.running.run("openssl", "req", "-x509", *curve, "-days", "1", "-keyout", key, "-out", other)
+    assert status(deployed, "/v1/fleet/activate-node", certificate=own) == 401
+    with pytest.raises(urllib.error.URLError, match="certificate"):
+        status(deployed, "/v1/fleet/activate-node", certificate=other)
+
+
+def status(deployed: Deployment, path: str, *, scheme: str = "https", certificate: Path | None = None) -> int:
+    """What the public port answers to a stranger who has the authority's certificate and nothing else."""
+    trusted = ssl.create_default_context(cafile=str(certificate or deployed.folder / "keys" / "ca.crt"))
+    request = urllib.request.Request(f"{scheme}://127.0.0.1:{deployed.port}{path}", data=b"", method="POST")
+    request.add_header("Content-Type", "application/protobuf")
+    try:
+        with urllib.request.urlopen(request, context=trusted, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def superlink_paths() -> set[str]:
+    """All paths that a SuperLink has."""
+    from flwr.supercore.routers.runtime.router import router as runtime
+    from flwr.superlink.routers.control.router import router as control
+    from flwr.superlink.routers.fleet.router import router as fleet
+
+    return {route.path for router in (control, fleet, runtime) for route in router.routes}
+
+
+def test_only_what_nodes_need_is_public(deployed):
+    for_nodes = {f"/v1/fleet/{name}" for name in FOR_NODES}
+    paths = superlink_paths()
+    assert for_nodes < paths
+    assert {"/v1/control/start-run", "/v1/control/register-node", "/v1/fleet/register-node"} < paths - for_nodes
+    others = {*(paths - for_nodes), "/", "/docs", "/openapi.json", "/metrics", "/health"}
+    assert {path: status(deployed, path) for path in sorted(others)} == dict.fromkeys(sorted(others), 403)
+    # And what is public answers nobody without a registered key.
+    assert {path: status(deployed, path) for path in sorted(for_nodes)} == dict.fromkeys(sorted(for_nodes), 401)
+
+
+def test_no_way_round(deployed):
+    """No spelling of a path passes for another one: nginx refuses it, or the SuperLink knows none such."""
+    list_runs = (
+        "//v1//control//list-runs",
+        "/V1/control/list-runs",
+        "/v1/control/list-runs/",
+        "/v1/control/list-runs%00",
+        "/v1/control/list-runs?/v1/fleet/pull-messages",
+        "/v1/control/list-runs#/v1/fleet/pull-messages",
+        "/v1/control/list-runs/../../fleet/pull-messages",
+        "/v1/fleet/../control/list-runs",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/fleet/pull-messages/../../control/list-runs",
+        "/v1/fleet/pull-messages%2f..%2f..%2fcontrol%2flist-runs",
+    )
+    assert {status(deployed, path) for path in list_runs} <= {400, 403, 404}
+
+
+def test_flowers_own_commands_are_refused(deployed, tmp_path):
+    """Flower has the SuperLink register nodes and start runs for whoever reaches it; through the proxy nobody does."""
+    home, app = tmp_path / "flwr", app_folder(tmp_path)
+    key = tmp_path / "stranger.key"
+    deployed.running.run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key)
+    certificate = str(deployed.folder / "keys" / "ca.crt")
+    home.mkdir()
+    write_connections(home, there={"address": f"127.0.0.1:{deployed.port}", "root-certificates": certificate})
+    before = deployed.flwr("list", "server", "--format", "json").stdout.count('"run-id"')
+    for command in (
+        ("supernode", "register", tmp_path / "stranger.key.pub", "there"),
+        ("supernode", "list", "there"),
+        ("run", app, "there"),
+        ("list", "there"),
+    ):
+        ended = deployed.running.run(BIN / "flwr", *command, check=False, FLWR_HOME=str(home))
+        assert ended.returncode != 0, command
+    assert deployed.flwr("list", "server", "--format", "json").stdout.count('"run-id"') == before == 1
+
+
+SERVER = """
+import json
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    content = RecordDict({"header": ConfigRecord({"json": "{}"})})
+    nodes = list(grid.get_node_ids())
+    messages = [Message(content, dst_node_id=node, message_type="train", ttl=60.0) for node in nodes]
+    replies = grid.send_and_receive(messages, timeout=60)
+    said = [reply.error.reason if reply.has_error() else "executed" for reply in replies]
+    Path(context.run_config["out"]).write_text(json.dumps(said))
+"""
+CLIENT = """
+from pathlib import Path
+from flwr.clientapp import ClientApp
+
+Path("@MARK@").touch()
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    raise RuntimeError
+"""
+
+
+@pytest.fixture
+def hostile_app(tmp_path) -> Path:
+    """An app that leaves a mark wherever its client part is even loaded."""
+    app = app_folder(tmp_path)
+    (app / "splitrank_app" / "server.py").write_text(SERVER)
+    (app / "splitrank_app" / "client.py").write_text(CLIENT.replace("@MARK@", str(tmp_path / "mark")))
+    return app
+
+
+def refused_by_all(deployed: Deployment, app: Path | str, folder: Path) -> None:
+    """Submit an app from the server itself; every node must refuse to execute it."""
+    replies = folder / "replies.json"
+    deployed.flwr("run", app, "server", "--run-config", f'out="{replies}"')
+    wait_for(replies.exists, 90, "the hostile app has its replies")
+    said = json.loads(replies.read_text())
+    assert len(said) == 3
+    assert all("verif" in reason.lower() for reason in said), said
+    assert not (folder / "mark").exists()
+
+
+def test_an_unsigned_app_is_not_executed(deployed, hostile_app, tmp_path):
+    refused_by_all(deployed, hostile_app, tmp_path)
+
+
+@pytest.mark.parametrize("signature", ["by another key", "of another app"])
+def test_a_wrongly_signed_app_is_not_executed(deployed, hostile_app, tmp_path, signature):
+    store, kept = deployed.folder / "server" / "app", tmp_path / "kept"
+    shutil.copytree(store, kept)
+    deployed.running.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key")
+    sign = (sys.executable, "-m", "splitrank.deployment.app_store", "sign")
+    deployed.running.run(*sign, hostile_app, tmp_path / "key", tmp_path / "signed")
+    shutil.copy(tmp_path / "signed" / "app.fab", store)
+    if signature == "by another key":
+        shutil.copy(tmp_path / "signed" / "app.json", store)
+    try:
+        refused_by_all(deployed, "@splitrank/splitrank-app", tmp_path)
+    finally:
+        shutil.copytree(kept, store, dirs_exist_ok=True)
+
+
+def test_keys_and_sockets_are_their_owners(deployed):
+    """Private keys, workers and their folders are for their owner alone, and no machine has another one's key."""
+    private = [file for file in deployed.folder.rglob("*") if file.is_file() and b"PRIVATE KEY" in file.read_bytes()]
+    private = [file for file in private if not file.name.startswith(("stranger", "other"))]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in private} == {0o600}
+    held = {str(file.relative_to(deployed.folder)) for file in private if file.parent.name != "keys"}
+    assert held == {"server/server.key", *(f"client-{client}/node.key" for client in range(3))}
+    for client in range(3):
+        folder = deployed.folder / f"client-{client}" / "worker"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_ISSOCK((folder / "socket").stat().st_mode)
+        assert stat.S_IMODE((folder / "socket").stat().st_mode) == 0o600
