@@ -21,7 +21,7 @@ from tests.deployment.flower_processes import (
 from tests.deployment.hostile_worker import SPOILT_ROUNDS
 from tests.deployment.in_process import in_process
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.field
 
 # What the record must say of the hostile client's answers.
 REJECTIONS = (

@@ -13,7 +13,7 @@ import pytest
 from tests.deployment.flower_processes import deployment, free_port, records
 from tests.deployment.slow_links import relay
 
-pytestmark = pytest.mark.links
+pytestmark = pytest.mark.field
 
 BUDGET_S = 60.0
 ROUNDS = 10
