@@ -6,6 +6,7 @@ import json
 import shutil
 import ssl
 import stat
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -58,11 +59,15 @@ def goes_on(deployed) -> Iterator[None]:
         assert not [client for client in line["clients"] if "missed" in client]
 
 
-def gives_up(deployed: Deployment, name: str, *options: str | Path) -> str:
-    """What a stranger's SuperNode says at the public port until it gives up, as it must."""
+def start_node(deployed: Deployment, name: str, *options: str | Path) -> subprocess.Popen[bytes]:
+    """A stranger's SuperNode at the public port."""
     command = (BIN / "flower-supernode", "--superlink", f"127.0.0.1:{deployed.port}", "--port", str(free_port()))
-    process = deployed.running.start(name, *command, *options, "--max-retries", "1")
-    assert process.wait(60) != 0
+    return deployed.running.start(name, *command, *options, "--max-retries", "1")
+
+
+def gives_up(deployed: Deployment, name: str, *options: str | Path) -> str:
+    """What a stranger's SuperNode says until it gives up."""
+    assert start_node(deployed, name, *options).wait(60) != 0
     return deployed.running.log(name)
 
 
@@ -75,8 +80,12 @@ def test_a_node_without_a_registered_key_is_refused(deployed):
 
 
 def test_a_node_without_a_key_is_refused(deployed):
-    said = gives_up(deployed, "keyless", "--root-certificates", deployed.folder / "keys" / "ca.crt")
-    assert "Failed to initialize the connection" in said
+    """It would register itself; the proxy does not let it."""
+    asked = deployed.folder / "server" / "nginx-access.log"
+    start_node(deployed, "keyless", "--root-certificates", deployed.folder / "keys" / "ca.crt")
+    wait_for(lambda: '"POST /v1/fleet/register-node HTTP/1.1" 403' in asked.read_text(), 60, "it is refused")
+    deployed.stop("keyless")
+    assert "SuperNode ID" not in deployed.running.log("keyless")
 
 
 def test_a_node_without_tls_gets_nothing(deployed):
