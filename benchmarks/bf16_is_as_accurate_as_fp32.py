@@ -44,8 +44,8 @@ def records(rows: Path, out: Path, precision: str, seed: int, rounds: int) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train-rows", type=int, default=600, help="training texts of all three clients together")
-    parser.add_argument("--test-rows", type=int, default=600)
+    parser.add_argument("--train-rows", type=int, default=450, help="training texts of all three clients together")
+    parser.add_argument("--test-rows", type=int, default=450)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     accuracies: dict[str, list[float]] = {"bf16": [], "fp32": []}

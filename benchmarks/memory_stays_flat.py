@@ -40,10 +40,10 @@ class Size:
 
 
 SHORT = {
-    "base": Size(rows=2000, clients=4, rounds=2, training=4),
-    "rounds": Size(rows=2000, clients=4, rounds=6, training=4),
-    "clients": Size(rows=2000, clients=40, rounds=2, training=40),
-    "rows": Size(rows=4000, clients=8, rounds=2, training=4),
+    "base": Size(rows=1500, clients=4, rounds=2, training=4),
+    "rounds": Size(rows=1500, clients=4, rounds=6, training=4),
+    "clients": Size(rows=1500, clients=40, rounds=2, training=40),
+    "rows": Size(rows=3000, clients=8, rounds=2, training=4),
 }
 FULL = {
     "base": Size(rows=10_000, clients=3, rounds=2, training=3),
