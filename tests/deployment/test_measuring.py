@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from splitrank import load_config, load_data, make_clients
-
-pytest.importorskip("flwr")
-
 from splitrank.federation.flower import machine
 from splitrank.federation.flower.links import Link, measured_link, noise, probes
 from splitrank.federation.flower.post import Reply
