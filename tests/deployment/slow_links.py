@@ -44,14 +44,14 @@ class Relay:
             task.cancel()
         self._loop.stop()
 
-    async def _serve(self) -> None:
+    async def _serve(self) -> asyncio.Server:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with suppress(asyncio.CancelledError, OSError), closing(writer):
                 there = await asyncio.open_connection("127.0.0.1", self.target)
                 with closing(there[1]):
                     await asyncio.gather(_carry(reader, there[1], self.up), _carry(there[0], writer, self.down))
 
-        await asyncio.start_server(connected, "127.0.0.1", self.port)
+        return await asyncio.start_server(connected, "127.0.0.1", self.port)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
@@ -90,8 +90,9 @@ def relay(port: int, target: int, *, up_bps: float, down_bps: float, delay_s: fl
 
     def work() -> None:
         asyncio.set_event_loop(running._loop)
-        running._loop.run_until_complete(running._serve())
+        server = running._loop.run_until_complete(running._serve())
         running._loop.run_forever()
+        server.close()
         running._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(running._loop), return_exceptions=True))
         running._loop.close()
 

@@ -20,7 +20,7 @@ ROUNDS = 10
 # Mbit/s up, Mbit/s down, delay each way.
 LINKS = ((1.0, 4.0, 0.05), (5.0, 10.0, 0.02), (20.0, 20.0, 0.01))
 # What a round's exchange takes on the wire beside the adapter: settings, TLS, HTTP, asking for work [bytes].
-MOST_BESIDE_BYTES = 120_000
+MOST_BESIDE_BYTES = 60_000
 
 
 SETTINGS = f"""

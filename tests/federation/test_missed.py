@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from splitrank import load_config, load_data, make_clients, run
-from splitrank.errors import ConfigError
+from splitrank.errors import ConfigError, RunError
 from splitrank.federation.in_process import InProcessClients
 from splitrank.federation.loop import make_clients_of
 from splitrank.federation.rounds import Missed, run_round
-from splitrank.learning.client import OutOfTimeError, Pace
+from splitrank.learning.client import Pace
 
 
 class _Watched(InProcessClients):
@@ -84,7 +84,7 @@ def test_pace_takes_time_and_changes_nothing(tiny_config):
     assert 1.0 <= time.monotonic() - begun_s < 3.0
     ours, theirs = quick.adapter.tensors(), slow.adapter.tensors()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    with pytest.raises(OutOfTimeError, match="given up"):
+    with pytest.raises(RunError, match="given up"):
         trained(Pace(stop_at_s=time.monotonic()))
     clients.close()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from splitrank.errors import InputError
 from splitrank.files import folder_built_atomically
 
-DEFAULT_PORT = 9092
 _SUPERLINK_PORT, _APP_PORT = 8000, 8008
 _COMPOSE_CLIENT = """  client-{client}:
     build: .
@@ -19,7 +18,7 @@ _COMPOSE_CLIENT = """  client-{client}:
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
-def init(folder: Path, *, server: str, num_clients: int, port: int = DEFAULT_PORT) -> None:
+def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
     """Write a deployment's folder.
 
     Args:

@@ -82,10 +82,6 @@ class Pace:
 FULL_SPEED = Pace()
 
 
-class OutOfTimeError(RunError):
-    """A client whose training was given up at the deadline."""
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """How a model does on labelled texts, all dimensionless shares but ``loss`` [nats per text]."""
@@ -232,7 +228,7 @@ def _keep(pace: Pace, started_s: float, share_done: float) -> None:
     if ahead_s > 0:
         time.sleep(ahead_s)
     if time.monotonic() > pace.stop_at_s:
-        raise OutOfTimeError("the round's time was over before the training was; it was given up")
+        raise RunError("the round's time was over before the training was; it was given up")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from splitrank.federation.flower.payload import is_count, is_finite
 from splitrank.federation.flower.post import Reply
 from splitrank.federation.rounds import Missed
 from splitrank.learning.adapters import lora
@@ -59,9 +60,9 @@ def checked_update(
         if header.get(key) != expected:
             return Missed(f"rejected: {key} must be {expected}, got {_shown(header.get(key))}")
     samples, loss = header.get("samples"), header.get("train_loss")
-    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= num_samples:
+    if not is_count(samples) or not 1 <= samples <= num_samples:
         return Missed(f"rejected: samples must be 1 to the {num_samples} registered, got {_shown(samples)}")
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+    if not is_finite(loss):
         return Missed(f"rejected: train_loss must be a finite number, got {_shown(loss)}")
     expected_length = lora.num_numbers(start, start.rank)
     if len(floats) != expected_length:

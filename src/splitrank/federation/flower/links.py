@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from splitrank.federation.budgets import BITS_PER_FLOAT32
 from splitrank.federation.flower.payload import Floats
 from splitrank.federation.flower.post import Reply, Request
 
@@ -23,7 +24,6 @@ PROBE_FLOATS = (16_384, 131_072, 1_048_576)
 ENOUGH_S = 3.0
 """Seconds by which a longer probe must outlast the short one; Flower's own steps stray by up to a second."""
 
-_BITS = 32
 _FASTEST_BPS = 1e10
 # A SuperNode that waits for work looks every three seconds; a round's message wants some more of it than a probe.
 _MEAN_WAIT_S, _MOST_WAIT_S = 2.5, 4.0
@@ -62,16 +62,6 @@ class Link:
         rates = ((self.uplink_bps, other.uplink_bps), (self.downlink_bps, other.downlink_bps))
         return all(0.5 <= ours / theirs <= 2.0 for ours, theirs in rates)
 
-    def or_better(self, other: Link | None) -> Link:
-        """The better of two in each respect: whatever else a machine does only makes a link look slower."""
-        if other is None:
-            return self
-        return Link(
-            max(self.uplink_bps, other.uplink_bps),
-            max(self.downlink_bps, other.downlink_bps),
-            min(self.short_s, other.short_s),
-        )
-
     def took(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
         """Learn from a round that took ``latency_s`` from sending to reply."""
         bits_s = uplink_bits / self.uplink_bps + downlink_bits / self.downlink_bps
@@ -100,5 +90,5 @@ def measured_link(replies: Sequence[Reply], length: int) -> tuple[Link, bool]:
     ends_s = [reply.after_s for reply in replies]
     short_s, down_s, up_s = np.diff(ends_s)
     extra_s = [max(0.0, float(taken - short_s)) for taken in (down_s, up_s)]
-    down_bps, up_bps = (min(_FASTEST_BPS, _BITS * length / max(extra, 1e-3)) for extra in extra_s)
+    down_bps, up_bps = (min(_FASTEST_BPS, BITS_PER_FLOAT32 * length / max(extra, 1e-3)) for extra in extra_s)
     return Link(up_bps, down_bps, max(0.0, float(short_s))), min(extra_s) >= ENOUGH_S

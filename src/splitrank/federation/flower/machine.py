@@ -8,7 +8,6 @@ which keeps the plan's time but spends the energy of the clock as it is.
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from splitrank.federation.budgets import per_client
+from splitrank.federation.flower.payload import is_finite
 from splitrank.federation.model import Model
 from splitrank.federation.rounds import State
 from splitrank.learning.adapters import lora
@@ -67,7 +67,7 @@ class Machine:
 
 
 UNKNOWN_MACHINE = Machine(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "paced")
-"""Stands in the planner's arrays for a client that was never there, and so sits out."""
+"""Stands in the planner's arrays for a machine that is not there, or that the client keeps to itself."""
 
 
 def machine_from(told: Any) -> Machine | None:
@@ -80,8 +80,7 @@ def machine_from(told: Any) -> Machine | None:
         if kind == "str":
             fits = isinstance(value, str) and len(value) < 100
         else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            fits = is_number and (value >= 0 if name == "seconds_per_sample_per_rank" else value > 0)
+            fits = is_finite(value) and (value >= 0 if name == "seconds_per_sample_per_rank" else value > 0)
         if not fits:
             return None
     return Machine(**told)

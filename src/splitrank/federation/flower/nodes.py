@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from splitrank.config import Config, plain_values
 from splitrank.errors import InputError, RunError
 from splitrank.federation.budgets import (
+    BITS_PER_FLOAT32,
     ClientTexts,
     Measured,
     measured_problem,
@@ -26,7 +26,7 @@ from splitrank.federation.budgets import (
 from splitrank.federation.flower.checks import checked_update
 from splitrank.federation.flower.links import PROBE_FLOATS, Link, measured_link, probes
 from splitrank.federation.flower.machine import UNKNOWN_MACHINE, Machine, machine_from
-from splitrank.federation.flower.payload import NO_FLOATS, Header
+from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count, is_finite
 from splitrank.federation.flower.post import Post, Reply
 from splitrank.federation.in_process import held_out_shares
 from splitrank.federation.model import Model, load_model
@@ -41,7 +41,6 @@ from splitrank.progress import say
 
 _LOOK_EVERY_S = 0.5
 _LONGEST_PROBE_S = 300.0
-_BITS_PER_FLOAT = 32
 _AMOUNTS = ("samples", "token_sum", "token_square_sum")
 
 
@@ -52,7 +51,8 @@ class Member:
     Attributes:
         node: Flower's number of it.
         amounts: what it registered, samples, sum of tokens and sum of their squares.
-        machine, link: what was measured, None where budgets are simulated.
+        machine, link: what was measured, None where budgets are simulated; a client that plans for itself tells no
+            machine.
     """
 
     node: int
@@ -165,7 +165,7 @@ class NodeClients:
         max_rank = np.zeros(problem.num_clients, dtype=np.int64)
         for client, reply in zip(clients, replies, strict=True):
             told = reply.header.get("max_rank")
-            if _is_count(told) and told <= problem.rank_cap[client]:
+            if is_count(told) and told <= problem.rank_cap[client]:
                 max_rank[client] = told
             else:
                 say(f"Round {round}, client {client}: no rank: {reply.failure or told}")
@@ -209,7 +209,7 @@ class NodeClients:
         results = {}
         for client, reply in zip(clients, replies, strict=True):
             results[client] = self._checked(client, reply, start, round)
-            self._learn(client, reply, results[client], len(floats) * _BITS_PER_FLOAT)
+            self._learn(client, reply, results[client], len(floats) * BITS_PER_FLOAT32)
         return results
 
     def evaluate(self, state: State) -> Evaluation:
@@ -233,17 +233,22 @@ class NodeClients:
         compute_s, busy_s, energy_j = (reply.header.get(name) for name in ("compute_s", "busy_s", "energy_j"))
         if _is_amount(compute_s):
             wall["wall_compute_s"] = compute_s
-        if machine is not None and _is_amount(energy_j) and not self._asks_for_ranks:
+        if machine is not None and _is_amount(energy_j):
             wall["wall_energy_j"] = energy_j
-        elif machine is not None and machine is not UNKNOWN_MACHINE and _is_amount(busy_s):
+        elif machine is not None and _is_amount(busy_s):
             wall["wall_energy_j"] = machine.power_w * busy_s
         return replace(checked, wall=wall)
 
     def _learn(self, client: int, reply: Reply, result: Update | Missed, bits: float) -> None:
-        """Keep the link's estimate running."""
-        link = self.present[client].link
-        if link is not None and isinstance(result, Update) and "wall_compute_s" in result.wall:
-            link.took(reply.after_s, bits, bits, result.wall["wall_compute_s"])
+        """Keep the link's estimate running; where no answer came the client is to join, and be measured, again."""
+        member = self.present[client]
+        if member.link is None:
+            return
+        if reply.floats is None:
+            del self.present[client]
+            self.post.ask_again(member.node)
+        elif isinstance(result, Update) and "wall_compute_s" in result.wall:
+            member.link.took(reply.after_s, bits, bits, result.wall["wall_compute_s"])
 
     def _request(self, kind: str, client: int | None = None, **values: Any) -> Header:
         """A request's header: what every client needs to do anything, and the values of this one."""
@@ -285,7 +290,8 @@ class NodeClients:
         while True:
             self._let_go(set(self.post.nodes()))
             for node, reply in self.post.answers():
-                self._register(node, reply)
+                if not self._register(node, reply):
+                    self.post.ask_again(node)
             if len(self.present) >= least:
                 return True
             if not said:
@@ -306,35 +312,39 @@ class NodeClients:
         joins = {node: (self._request("join", measure=self._measures), NO_FLOATS) for node in new}
         self.post.ask(joins, MessageType.QUERY, group="join")
 
-    def _register(self, node: int, reply: Reply) -> None:
-        """Take a node in as the client that it says it is, if it may be."""
+    def _register(self, node: int, reply: Reply) -> bool:
+        """Take a node in as the client that it says it is, if it may be; gives whether it was."""
         num_clients = self._config.federation.num_clients
         if reply.failure is not None:
             say(f"A node could not join: {reply.failure}")
-            return
+            return False
         numbers = [reply.header.get(name) for name in ("client", *_AMOUNTS)]
-        client, *amounts = (number if _is_count(number) else -1 for number in numbers)
+        client, *amounts = (number if is_count(number) else -1 for number in numbers)
         if not 0 <= client < num_clients or min(amounts) < 1:
             say(f"A node was refused: a client's number must be below {num_clients} and its amounts of text positive.")
-            return
+            return False
         if client in self.present:
             say(f"A node was refused: another one already stands for client {client}.")
-            return
+            return False
         machine = link = None
         if self._measures:
-            machine = UNKNOWN_MACHINE if self._asks_for_ranks else machine_from(reply.header.get("machine"))
-            link = self._measured_link(node) if machine else None
-            if machine is None or link is None:
+            machine = None if self._asks_for_ranks else machine_from(reply.header.get("machine"))
+            link = self._measured_link(node) if machine or self._asks_for_ranks else None
+            if link is None:
                 say(f"A node was refused: client {client} or its link could not be measured.")
-                return
+                return False
             say(f"Client {client}: {_spoken(machine, link)}")
         member = Member(node, (amounts[0], amounts[1], amounts[2]), machine, link)
         self.present[client] = self.known[client] = member
         say(f"Client {client} joined with {amounts[0]} texts.")
+        return True
 
     def _measured_link(self, node: int) -> Link | None:
-        """Measure a node's link by probes, each longer than the last, until two agree and the last was long enough."""
-        best: Link | None = None
+        """Measure a node's link by probes, each longer than the last, until one was long enough and agrees with it.
+
+        The longest counts, since what else happens on the machines weighs least in it.
+        """
+        link: Link | None = None
         for length in PROBE_FLOATS:
             requests = [(node, request) for request in probes(length)]
             replies = self.post.exchange(requests, MessageType.QUERY, group="probe", wait_s=_LONGEST_PROBE_S)
@@ -342,18 +352,17 @@ class NodeClients:
             if failures:
                 say(f"A probe failed: {failures[0]}")
                 return None
+            before = link
             link, is_enough = measured_link(replies, length)
-            agree = best is not None and link.agrees_with(best)
-            best = link.or_better(best)
-            if agree and is_enough:
+            if is_enough and before is not None and link.agrees_with(before):
                 break
-        return best
+        return link
 
 
-def _spoken(machine: Machine, link: Link) -> str:
+def _spoken(machine: Machine | None, link: Link) -> str:
     rates = f"{link.uplink_bps / 1e6:.3g} Mbit/s up, {link.downlink_bps / 1e6:.3g} down"
     spoken_link = f"link {rates}, {link.overhead_s:.2g} s beside"
-    if machine is UNKNOWN_MACHINE:
+    if machine is None:
         return f"keeps its machine to itself; {spoken_link}"
     return (
         f"{machine.cores} cores at {machine.reference_frequency_hz / 1e9:.2f} GHz ({machine.clock}), "
@@ -362,12 +371,8 @@ def _spoken(machine: Machine, link: Link) -> str:
     )
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
 def _is_amount(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return is_finite(value) and value >= 0
 
 
 def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool) -> NodeClients:

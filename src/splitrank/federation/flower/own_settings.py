@@ -9,6 +9,7 @@ from typing import Any
 
 from splitrank.config import config_from, flatten, read_toml
 from splitrank.errors import InputError
+from splitrank.federation.flower.payload import is_count
 
 _NODE = {
     *("client", "socket", "server", "port"),
@@ -48,7 +49,7 @@ def read_own_settings(path: Path) -> OwnSettings:
     """
     tables = read_toml(path)
     node = tables.pop("node", None)
-    if not isinstance(node, dict) or not _is_number(node.get("client")) or not isinstance(node.get("socket"), str):
+    if not isinstance(node, dict) or not is_count(node.get("client")) or not isinstance(node.get("socket"), str):
         raise InputError(f"{path} must have a table [node] with client (a whole number, 0 or greater) and socket")
     unknown = sorted(set(node) - _NODE)
     if unknown:
@@ -67,7 +68,3 @@ def read_own_settings(path: Path) -> OwnSettings:
         layer["model.name"] = str(here / layer["model.name"])
     config_from(layer)
     return OwnSettings(node["client"], here / Path(node["socket"]).expanduser(), layer, node, here)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -7,7 +7,8 @@ records know no nesting and no None. Nothing is ever unpickled. This module need
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import Any, TypeGuard
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -67,6 +68,16 @@ def unpack(content: RecordDict) -> tuple[Header, Floats]:
     if not isinstance(floats, np.ndarray) or floats.dtype != np.float32 or floats.shape != tuple(array.shape):
         raise PayloadError("a message's array is not what its description says")
     return header, floats
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value of a header is a whole number, 0 or greater, that a float holds exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether a value of a header is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole_number(digits: str) -> int:

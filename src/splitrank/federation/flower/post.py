@@ -44,13 +44,13 @@ class Post:
     """The post between the server and the nodes of a run.
 
     Attributes:
-        asked: nodes that :meth:`ask` has sent something to, without those that failed some time ago.
+        asked: nodes that :meth:`ask` has sent something to, but for those to be asked again.
     """
 
     grid: Grid
     asked: set[int] = field(default_factory=set)
     _open: dict[str, tuple[int, float]] = field(default_factory=dict)
-    _failed: dict[int, float] = field(default_factory=dict)
+    _refused: dict[int, float] = field(default_factory=dict)
 
     def nodes(self) -> list[int]:
         """Nodes that are online."""
@@ -65,17 +65,18 @@ class Post:
         self.asked.update(requests)
 
     def answers(self) -> Iterator[tuple[int, Reply]]:
-        """Answers to :meth:`ask` that have come meanwhile; a node that failed may be asked again after a while."""
-        for message in self.grid.pull_messages(list(self._open)) if self._open else ():
-            node, sent_s = self._open.pop(message.metadata.reply_to_message_id)
-            reply = _reply(message, time.monotonic() - sent_s)
-            if reply.failure is not None:
-                self._failed[node] = time.monotonic()
-            yield node, reply
-        for node, failed_s in list(self._failed.items()):
-            if time.monotonic() - failed_s > _ASK_AGAIN_AFTER_S:
+        """Answers to :meth:`ask` that have come meanwhile."""
+        for message_id, answer in self._pull(list(self._open)):
+            node, sent_s = self._open.pop(message_id)
+            yield node, _reply(answer, time.monotonic() - sent_s)
+        for node, refused_s in list(self._refused.items()):
+            if time.monotonic() - refused_s > _ASK_AGAIN_AFTER_S:
                 self.asked.discard(node)
-                del self._failed[node]
+                del self._refused[node]
+
+    def ask_again(self, node: int) -> None:
+        """Let a node whose answer was of no use be asked again after a while."""
+        self._refused[node] = time.monotonic()
 
     def exchange(
         self, requests: Sequence[tuple[int, Request]], message_type: str, *, group: str, wait_s: float
@@ -97,10 +98,9 @@ class Post:
 
         def gather(waiting: set[str]) -> None:
             while waiting and time.monotonic() - started_s < wait_s:
-                for message in self.grid.pull_messages(sorted(waiting)):
-                    message_id = message.metadata.reply_to_message_id
+                for message_id, answer in self._pull(sorted(waiting)):
                     waiting.discard(message_id)
-                    replies[places[message_id]] = _reply(message, time.monotonic() - started_s)
+                    replies[places[message_id]] = _reply(answer, time.monotonic() - started_s)
                 if waiting:
                     time.sleep(_LOOK_EVERY_S)
 
@@ -115,6 +115,17 @@ class Post:
         late = _failure(f"no answer within {wait_s:.4g} s", time.monotonic() - started_s)
         come = dict(replies)
         return [come.get(place, late) for place in range(len(requests))]
+
+    def _pull(self, message_ids: Sequence[str]) -> list[tuple[str, Message | Exception]]:
+        """Answers that are there, by the request that they answer; an exception for one that Flower cannot read."""
+        if not message_ids:
+            return []
+        try:
+            return [(message.metadata.reply_to_message_id, message) for message in self.grid.pull_messages(message_ids)]
+        except Exception as error:  # which one depends on what a hostile node has sent
+            if len(message_ids) == 1:
+                return [(message_ids[0], error)]
+            return [answer for message_id in message_ids for answer in self._pull([message_id])]
 
     def _push(
         self, requests: Sequence[tuple[int, Request]], message_type: str, group: str, ttl_s: float
@@ -131,7 +142,9 @@ def _failure(reason: str, after_s: float) -> Reply:
     return Reply({"kind": "failure", "reason": reason}, None, after_s)
 
 
-def _reply(message: Message, after_s: float) -> Reply:
+def _reply(message: Message | Exception, after_s: float) -> Reply:
+    if isinstance(message, Exception):
+        return _failure(f"Flower cannot read the answer: {type(message).__name__}", after_s)
     if message.has_error():
         return _failure(f"Flower reports error {message.error.code}: {message.error.reason}", after_s)
     try:

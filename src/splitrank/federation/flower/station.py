@@ -1,6 +1,8 @@
 """A client's machine: starts its worker and its SuperNode, and starts again whichever ends.
 
-python -m splitrank.federation.flower.station CLIENT.toml
+    python -m splitrank.federation.flower.station CLIENT.toml
+
+SIGINT, SIGTERM and SIGHUP stop all three.
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""Promise: whatever one node answers, or does not, the answers of the others come through."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from splitrank.federation.flower import post
+from splitrank.federation.flower.payload import NO_FLOATS, pack
+from splitrank.federation.flower.post import Post
+
+pytestmark = pytest.mark.extras
+
+ECHO = ({"kind": "echo", "length": 0}, NO_FLOATS)
+
+
+class Grid:
+    """Nodes that answer at once, but for those that are silent, and those whose answer Flower cannot read."""
+
+    def __init__(self, *, silent: tuple[int, ...] = (), unreadable: tuple[int, ...] = ()) -> None:
+        self.sent: list[int] = []
+        self.silent, self.unreadable = silent, unreadable
+
+    def push_messages(self, messages) -> list[str]:
+        first = len(self.sent)
+        self.sent += [message.metadata.dst_node_id for message in messages]
+        return [str(place) for place in range(first, len(self.sent))]
+
+    def pull_messages(self, message_ids) -> list[SimpleNamespace]:
+        nodes = {message_id: self.sent[int(message_id)] for message_id in message_ids}
+        if set(nodes.values()) & set(self.unreadable):
+            raise ValueError("not a message")
+        return [
+            SimpleNamespace(
+                metadata=SimpleNamespace(reply_to_message_id=message_id),
+                has_error=lambda: False,
+                content=pack({"kind": "echo", "node": node}),
+            )
+            for message_id, node in nodes.items()
+            if node not in self.silent
+        ]
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def test_one_bad_answer_spoils_no_other():
+    nodes = range(1, 41)  # several to a line
+    replies = Post(Grid(unreadable=(7,))).exchange([(node, ECHO) for node in nodes], "query", group="", wait_s=10.0)
+    assert [reply.header.get("node") for reply in replies] == [None if node == 7 else node for node in nodes]
+    assert replies[6].failure == "Flower cannot read the answer: ValueError"
+
+
+def test_who_is_silent_is_late():
+    replies = Post(Grid(silent=(2,))).exchange([(1, ECHO), (2, ECHO)], "query", group="", wait_s=0.5)
+    assert [reply.failure for reply in replies] == [None, "no answer within 0.5 s"]
+
+
+def test_who_was_refused_is_asked_again_after_a_while(monkeypatch):
+    grid = Grid(unreadable=(1,))
+    sent = Post(grid)
+    sent.ask({1: ECHO, 2: ECHO}, "query", group="")
+    answers = dict(sent.answers())
+    assert (answers[1].failure is None, answers[2].failure is None) == (False, True)
+    sent.ask_again(1)
+    list(sent.answers())
+    assert sent.asked == {1, 2}
+    monkeypatch.setattr(post, "_ASK_AGAIN_AFTER_S", 0.0)
+    list(sent.answers())
+    assert sent.asked == {2}
