@@ -291,7 +291,7 @@ def deployment(root: Path, settings: str, texts: Path, *, num_clients: int = 3, 
     """A deployment that is ready to start; ``settings`` are the server's but for the data."""
     from splitrank.deployment.init import init
 
-    folder, port = root / "federation", free_port()
+    folder, port = root / "a federation", free_port()
     init(folder, server="127.0.0.1", num_clients=num_clients, port=port)
     superlink_port, app_port = free_port(), free_port()
     for file in (folder / "server").iterdir():
@@ -302,7 +302,8 @@ def deployment(root: Path, settings: str, texts: Path, *, num_clients: int = 3, 
     for client, shard in enumerate(shards(texts, num_clients, seed, root)):
         own = folder / f"client-{client}"
         shutil.copy(shard, own / "train.csv")
-        (own / "client.toml").write_text((own / "client.toml").read_text().replace("9094", str(free_port())))
+        ports = f"[node]\nport = {free_port()}\nproxy_port = {free_port()}\n"
+        (own / "client.toml").write_text((own / "client.toml").read_text().replace("[node]\n", ports))
     with processes(root) as running:
         running.run(folder / "make-keys.sh")
         yield Deployment(folder, running, port, num_clients)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from splitrank.federation.flower.own_settings import read_own_settings
-from splitrank.federation.flower.station import supernode_command
+from splitrank.federation.flower.station import commands
 from tests.deployment import hostile_worker
 from tests.deployment.flower_processes import (
     Deployment,
@@ -52,8 +52,10 @@ def away(lines: list[dict], client: int) -> list[int]:
 def start_hostile(deployed: Deployment, client: int) -> None:
     """A client whose worker is the hostile one."""
     file = deployed.folder / f"client-{client}" / "client.toml"
-    deployed.running.start("hostile", sys.executable, hostile_worker.__file__, file)
-    deployed.running.start("hostile-node", *supernode_command(read_own_settings(file)))
+    own = commands(read_own_settings(file), file)
+    own["worker"] = [sys.executable, hostile_worker.__file__, str(file)]
+    for name, command in own.items():
+        deployed.running.start(f"hostile-{name}", *command)
 
 
 def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 from importlib.resources.abc import Traversable
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from splitrank.errors import InputError
@@ -15,7 +16,8 @@ _COMPOSE_CLIENT = """  client-{client}:
     build: .
     volumes: ["./client-{client}:/federation"]
     restart: unless-stopped"""
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_NAME = re.compile(rf"(?![0-9.]+$){_LABEL}(\.{_LABEL})*")
 
 
 def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
@@ -30,14 +32,16 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
     Raises:
         InputError: an argument that breaks its rule, or a folder with something in it.
     """
-    if not _HOST.fullmatch(server):
+    if not (_NAME.fullmatch(server) or _is_ipv4(server)):
         raise InputError(f"--server must be a host's name or an IPv4 address, got {server!r}; try --server 192.0.2.1")
     if not 1 <= num_clients <= 1000:
         raise InputError(f"--clients must be a whole number from 1 to 1000, got {num_clients}")
     if not 1024 <= port <= 65535 or port in (_SUPERLINK_PORT, _APP_PORT):
         taken = f"{_SUPERLINK_PORT} and {_APP_PORT} are the server's own on loopback"
         raise InputError(f"--port must be from 1024 to 65535 ({taken}), got {port}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"DIR must be a new or empty folder, got the file {folder}; choose another name")
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"DIR must be a new or empty folder, got {folder} with something in it; choose another")
     values = {
         "SERVER": server,
@@ -57,6 +61,14 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
                 _write(template, building / template.name, values)
     for script in folder.rglob("*.sh"):
         script.chmod(0o755)
+
+
+def _is_ipv4(server: str) -> bool:
+    try:
+        IPv4Address(server)
+    except ValueError:
+        return False
+    return True
 
 
 def _write(template: Traversable, target: Path, values: dict[str, str]) -> None:

@@ -11,10 +11,12 @@ from splitrank.config import config_from, flatten, read_toml
 from splitrank.errors import InputError
 from splitrank.federation.flower.payload import is_count
 
-_NODE = {
-    *("client", "socket", "server", "port"),
-    *("root_certificates", "private_key", "trusted_entities", "plaintext"),
-}
+SECRETS = ("root_certificates", "certificate", "certificate_key", "private_key", "trusted_entities")
+"""Keys of ``[node]`` that name the files of a connection that nobody else can read or use."""
+
+# The usual ports, to which the client's number is added: several clients on one machine do not meet.
+_PORTS = {"port": 20_000, "proxy_port": 21_000}
+_NODE = {"client", "socket", "server", "plaintext", *_PORTS, *SECRETS}
 _OWN = {
     *("data.path", "data.text", "data.label", "model.name", "run.threads", "run.cache_limit_gb"),
     *("client.capacitance", "client.max_frequency_hz", "client.circuit_energy_j", "budget.energy_j"),
@@ -28,6 +30,7 @@ class OwnSettings:
     Attributes:
         client: its number, 0 to federation.num_clients − 1.
         socket: where its worker listens.
+        port, proxy_port: where its SuperNode and its nginx listen on loopback.
         layer: dotted keys that go over the server's settings, ``data.path`` among them.
         node: the table ``[node]``, for starting the SuperNode.
         folder: where the file is; relative paths in it start there.
@@ -35,6 +38,8 @@ class OwnSettings:
 
     client: int
     socket: Path
+    port: int
+    proxy_port: int
     layer: Mapping[str, Any]
     node: Mapping[str, Any]
     folder: Path
@@ -54,6 +59,17 @@ def read_own_settings(path: Path) -> OwnSettings:
     unknown = sorted(set(node) - _NODE)
     if unknown:
         raise InputError(f"{path}: node.{unknown[0]} must be one of {', '.join(sorted(_NODE))}, got an unknown key")
+    for key in ("server", *SECRETS):
+        if key in node and not (isinstance(node[key], str) and node[key]):
+            raise InputError(f"{path}: node.{key} must be a text, got {node[key]!r}")
+    ports = {key: node.get(key, first + node["client"]) for key, first in _PORTS.items()}
+    for key, port in ports.items():
+        if not is_count(port) or not 1024 <= port <= 65535:
+            raise InputError(f"{path}: node.{key} must be a whole number from 1024 to 65535, got {port!r}")
+    if len(set(ports.values())) < len(ports):
+        raise InputError(
+            f"{path}: {' and '.join(f'node.{key}' for key in ports)} must differ, got {ports['port']} twice"
+        )
     layer = flatten(tables)
     foreign = sorted(set(layer) - _OWN)
     if foreign:
@@ -67,4 +83,5 @@ def read_own_settings(path: Path) -> OwnSettings:
     if "model.name" in layer and (here / layer["model.name"]).is_dir():
         layer["model.name"] = str(here / layer["model.name"])
     config_from(layer)
-    return OwnSettings(node["client"], here / Path(node["socket"]).expanduser(), layer, node, here)
+    socket = here / Path(node["socket"]).expanduser()
+    return OwnSettings(node["client"], socket, ports["port"], ports["proxy_port"], layer, node, here)

@@ -1,24 +1,25 @@
-"""A client's machine: starts its worker and its SuperNode, and starts again whichever ends.
+"""A client's machine: starts its worker, its SuperNode and its way to the server, and starts again whichever ends.
 
     python -m splitrank.federation.flower.station CLIENT.toml
 
-SIGINT, SIGTERM and SIGHUP stop all three.
+SIGINT, SIGTERM and SIGHUP stop them all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 from splitrank.errors import InputError
-from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
+from splitrank.federation.flower.own_settings import SECRETS, OwnSettings, read_own_settings
+from splitrank.federation.flower.tunnel import tunnel_command
 from splitrank.progress import say
 
 # No reports home, no look for newer versions, no installation of packages when an app starts, a quick look for tasks;
@@ -35,27 +36,40 @@ _LOOK_EVERY_S = 0.5
 _START_AGAIN_AFTER_S = 3.0
 
 
-def supernode_command(own: OwnSettings) -> list[str]:
-    """The command that starts the client's SuperNode.
+def commands(own: OwnSettings, file: Path) -> dict[str, list[str]]:
+    """The commands of a client's processes, by name, in the order in which to start them.
 
     Raises:
-        InputError: neither certificates nor plaintext are asked for.
+        InputError: neither certificates nor plaintext are asked for, or nginx is not there.
     """
     node = own.node
-    command = [str(Path(sys.executable).with_name("flower-supernode")), "--superlink", str(node.get("server"))]
-    command += ["--node-config", f"worker={json.dumps(str(own.socket))}", "--port", str(node.get("port", 9094))]
+    if "server" not in node:
+        raise InputError(f"{file}: node.server must name the server and its port, got nothing; try HOST:9092")
+    worker = [sys.executable, "-m", "splitrank.federation.flower.worker", str(file)]
+    supernode = [str(Path(sys.executable).with_name("flower-supernode"))]
+    supernode += ["--node-config", f"worker={json.dumps(str(own.socket))}", "--port", str(own.port)]
     if node.get("plaintext") is True:
         say("Warning: node.plaintext is on; everybody on the way reads and changes what is sent. For trials only.")
-        return [*command, "--insecure"]
+        return {"worker": worker, "SuperNode": [*supernode, "--superlink", node["server"], "--insecure"]}
+    missing = [key for key in SECRETS if key not in node]
+    if missing:
+        raise InputError(
+            f"{file}: node.{missing[0]} must be given, or node.plaintext = true for trials, got neither; "
+            "`splitrank deploy init` writes all of them"
+        )
+    if shutil.which("nginx") is None:
+        raise InputError("nginx must be installed on a client, got none on the PATH; try apt-get install nginx-light")
     for key, option in (
         ("root_certificates", "--root-certificates"),
         ("private_key", "--auth-supernode-private-key"),
         ("trusted_entities", "--trusted-entities"),
     ):
-        if key not in node:
-            raise InputError(f"node.{key} must be given, or node.plaintext = true for trials, got neither")
-        command += [option, str(own.folder / str(node[key]))]
-    return command
+        supernode += [option, str(own.folder / node[key])]
+    return {
+        "nginx": tunnel_command(own),
+        "worker": worker,
+        "SuperNode": [*supernode, "--superlink", f"127.0.0.1:{own.proxy_port}"],
+    }
 
 
 class _Stop(Exception):  # noqa: N818
@@ -67,25 +81,25 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Keep worker and SuperNode going until stopped."""
+    """Keep a client's processes going until stopped."""
     file = Path(sys.argv[1])
-    own = read_own_settings(file)
-    commands = {
-        "worker": [sys.executable, "-m", "splitrank.federation.flower.worker", str(file)],
-        "SuperNode": supernode_command(own),
-    }
+    try:
+        to_run = commands(read_own_settings(file), file)
+    except InputError as error:
+        say(f"Error: {error}")
+        sys.exit(2)
     running: dict[str, subprocess.Popen[bytes]] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
-        for name, command in commands.items():
+        for name, command in to_run.items():
             running[name] = _started(command)
         while True:
             for name, process in running.items():
                 if process.poll() is not None:
                     say(f"The {name} ended with {process.returncode}; starting it again.")
                     time.sleep(_START_AGAIN_AFTER_S)
-                    running[name] = _started(commands[name])
+                    running[name] = _started(to_run[name])
             time.sleep(_LOOK_EVERY_S)
     except _Stop:
         say("Stopping.")
@@ -97,17 +111,15 @@ def _started(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT})
 
 
-def _end(running: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    """Ask all to end, and make those that do not."""
-    for ask, wait_s in ((subprocess.Popen.terminate, 5.0), (subprocess.Popen.kill, 5.0)):
-        for process in running.values():
-            ask(process)
-        ends_s = time.monotonic() + wait_s
-        for process in running.values():
-            try:
-                process.wait(max(0.0, ends_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                continue
+def _end(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Ask all to end, the last started first: the SuperNode says goodbye through nginx; make those that do not."""
+    for process in reversed(running.values()):
+        process.terminate()
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 if __name__ == "__main__":

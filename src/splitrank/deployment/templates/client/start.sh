@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts this client: its worker and its SuperNode. Ctrl-C stops both.
+# Starts this client: its worker, its SuperNode, and nginx as its way to the server. Ctrl-C stops all three.
 set -euo pipefail
 cd "$(dirname "$0")"
 export FLWR_HOME="$PWD/flwr"
