@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from splitrank import load_config, load_data, make_clients
+from splitrank.federation.budgets import ClientTexts, Measured, measured_problem
 from splitrank.federation.flower import machine
-from splitrank.federation.flower.links import Link, measured_link, noise, probes
+from splitrank.federation.flower.links import Link, Probed, noise, probed, probes
 from splitrank.federation.flower.post import Reply
+from splitrank.planning.problem import energy_j
 
 pytestmark = pytest.mark.extras
 
@@ -19,23 +23,23 @@ def replies(*after_s: float) -> list[Reply]:
 
 def test_a_link_from_probes():
     # 0.5 s for a short message; 2 s and 8 s more for a million numbers of 32 bits.
-    link, is_enough = measured_link(replies(3.0, 3.5, 6.0, 14.5), 1_000_000)
+    link, is_enough = probed(replies(3.0, 3.5, 6.0, 14.5), 1_000_000)
     assert (link.short_s, link.downlink_bps, link.uplink_bps) == (0.5, 16e6, 4e6)
     assert not is_enough
-    assert measured_link(replies(3.0, 3.5, 8.0, 16.5), 1_000_000)[1]
+    assert probed(replies(3.0, 3.5, 8.0, 16.5), 1_000_000)[1]
 
 
 def test_a_link_too_quick_to_measure_is_no_hindrance():
-    link, is_enough = measured_link(replies(3.0, 4.0, 4.5, 5.0), 1000)
+    link, is_enough = probed(replies(3.0, 4.0, 4.5, 5.0), 1000)
     assert not is_enough
     assert link.uplink_bps == link.downlink_bps == pytest.approx(3.2e7)
 
 
 def test_two_measurements_agree_within_a_factor_of_two():
-    link = Link(2e6, 3e6, 0.5)
-    assert link.agrees_with(Link(1.1e6, 5.9e6, 9.0))
-    assert not link.agrees_with(Link(1e5, 3e6, 0.5))
-    assert not link.agrees_with(Link(2e6, 1e10, 0.5))
+    link = Probed(2e6, 3e6, 0.5)
+    assert link.agrees_with(Probed(1.1e6, 5.9e6, 9.0))
+    assert not link.agrees_with(Probed(1e5, 3e6, 0.5))
+    assert not link.agrees_with(Probed(2e6, 1e10, 0.5))
 
 
 def test_probes_are_alike_to_nothing():
@@ -44,15 +48,43 @@ def test_probes_are_alike_to_nothing():
     assert not np.array_equal(down, probes(1000)[2][1])
 
 
-def test_the_estimate_runs():
-    link = Link(uplink_bps=1e6, downlink_bps=2e6, short_s=1.0)
-    before_s = link.overhead_s
-    for _ in range(5):
-        link.took(latency_s=20.0, uplink_bits=4e6, downlink_bits=4e6, compute_s=8.0)  # 4 + 2 + 8, and 6 beside
-    assert link.overhead_s == 6.0 != before_s
-    for latency_s in (24.0, 24.0, 24.0):
-        link.took(latency_s=latency_s, uplink_bits=4e6, downlink_bits=4e6, compute_s=8.0)
-    assert link.slack_s == pytest.approx(4.0)
+def run_rounds(link: Link, up_bps: float, down_bps: float, beside_s: float, bits: float = 32e6) -> None:
+    """Ten rounds on a link as it really is, Flower's waiting straying by a second and a half."""
+    for stray_s in np.linspace(-1.5, 1.5, 10):
+        link.took(bits / up_bps + bits / down_bps + beside_s + stray_s + 8.0, bits, bits, compute_s=8.0)
+
+
+def test_an_estimate_that_is_right_stays():
+    link = Link(Probed(uplink_bps=2e6, downlink_bps=4e6, short_s=0.5))
+    assert (link.uplink_bps, link.downlink_bps, link.overhead_s) == pytest.approx((2e6, 4e6, 3.0))
+    assert link.slack_s == 4.0
+    run_rounds(link, 2e6, 4e6, 3.0)
+    assert (link.uplink_bps, link.downlink_bps, link.overhead_s) == pytest.approx((2e6, 4e6, 3.0))
+    assert link.slack_s == pytest.approx(1.5, abs=0.3)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.5, 2.0, 3.0])
+def test_rates_run_with_the_link(factor):
+    """A link that has become slower or quicker than it was probed, seen at one size, is right at another."""
+    link = Link(Probed(uplink_bps=2e6, downlink_bps=4e6, short_s=0.5))
+    run_rounds(link, factor * 2e6, factor * 4e6, 3.0)
+    assert link.uplink_bps == pytest.approx(factor * 2e6, rel=0.12)
+    assert link.downlink_bps == pytest.approx(factor * 4e6, rel=0.12)
+    assert link.overhead_s == pytest.approx(3.0, abs=1.0)
+
+
+def test_on_a_quick_link_the_overhead_runs():
+    link = Link(Probed(short_s=0.5))
+    run_rounds(link, 1e10, 1e10, 6.0)
+    assert link.overhead_s == pytest.approx(6.0, abs=0.4)
+    assert link.uplink_bps == pytest.approx(1e10, rel=0.1)
+
+
+def test_straying_widens_the_slack():
+    link = Link(Probed(uplink_bps=2e6, downlink_bps=4e6, short_s=0.5))
+    for late_s in (0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 9.0, 0.0, 0.0, 9.0):
+        link.took(24.0 + 3.0 + late_s + 8.0, 32e6, 32e6, compute_s=8.0)
+    assert 5.0 < link.slack_s < 9.0
 
 
 def test_a_machine_from_a_message():
@@ -79,6 +111,32 @@ def test_seconds_per_sample_at_two_ranks(tiny_config):
     assert found.seconds_per_sample > 0
     assert found.seconds_per_sample_per_rank >= 0
     assert found.power_w == pytest.approx(found.capacitance * found.reference_frequency_hz**3)
+
+
+@pytest.mark.parametrize("clock", ["paced", "cpufreq"])
+def test_a_machine_that_rests_spends_its_full_clocks_energy(tiny_config, clock):
+    """The energy planned at half the clock: a quarter where the clock is set, all of it where the machine rests."""
+    config = load_config(str(tiny_config), ["budget.energy_j=1e6"])
+    told = replace(machine.UNKNOWN_MACHINE, clock=clock, seconds_per_sample=0.1, power_w=8.0, capacitance=8e-27)
+    everybody = np.ones(config.federation.num_clients)
+    names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
+    measured = Measured(
+        **{name: everybody * getattr(told, name) for name in names},
+        paced=np.full(len(everybody), told.is_paced),
+        uplink_bps=everybody * 1e10,
+        downlink_bps=everybody * 1e10,
+        overhead_s=0 * everybody,
+        latency_margin=0.0,
+    )
+    clients = make_clients(config, load_data(config))
+    problem = measured_problem(config, clients.model.shape, ClientTexts(*3 * [everybody * 100]), measured)
+    clients.close()
+    circuit_j = problem.circuit_energy_j
+    seconds = 100 * 0.1 * config.federation.local_epochs
+    full_j = energy_j(problem, 1, 1e9 * everybody) - circuit_j
+    half_j = energy_j(problem, 1, 5e8 * everybody) - circuit_j
+    assert full_j == pytest.approx(8.0 * seconds, rel=1e-3)
+    assert half_j == pytest.approx(full_j if clock == "paced" else full_j / 4, rel=1e-3)
 
 
 def test_power_from_the_system(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ def random_problem(seed: int, num_clients: int, latency_margin: float = 0.0) -> 
     """Clients whose budgets are some multiple of what a rank near 30 costs, so that every constraint binds somewhere.
 
     One client in twelve has a gain of zero, one in twelve a circuit energy above its budget, one in twelve no energy
-    limit and one in twelve a budget far too small.
+    limit, one in twelve a budget far too small, one in twelve an energy that no clock saves and one no other.
     """
     rng = np.random.default_rng(seed)
 
@@ -42,12 +42,15 @@ def random_problem(seed: int, num_clients: int, latency_margin: float = 0.0) -> 
     energy_j[kind == 2] = np.inf
     energy_j[kind == 3] *= 1e-6
     downlink_bps[kind == 4] = 0.0
+    joules_per_cycle = np.where((kind == 5) | (kind == 6), capacitance * max_frequency_hz**2, 0.0)
+    capacitance[kind == 6] = 0.0
     return Problem(
         workload=Workload(cycles_constant, cycles_per_rank, bits_constant, bits_per_rank),
         uplink_bps=uplink_bps,
         downlink_bps=downlink_bps,
         uplink_power_w=uplink_power_w,
         capacitance=capacitance,
+        joules_per_cycle=joules_per_cycle,
         max_frequency_hz=max_frequency_hz,
         circuit_energy_j=circuit_energy_j,
         energy_j=energy_j,

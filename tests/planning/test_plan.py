@@ -48,7 +48,8 @@ def check_budgets(plan: Plan, problem: Problem) -> None:
         up_s, down_s = bits / problem.uplink_bps, bits / problem.downlink_bps
     deadline_s = problem.latency_s * (1 - problem.latency_margin)
     time_s = cycles / f + up_s + down_s
-    spent_j = problem.capacitance * (cycles / f) * f**3 + problem.uplink_power_w * up_s + problem.circuit_energy_j
+    spent_j = problem.capacitance * (cycles / f) * f**3 + problem.joules_per_cycle * cycles
+    spent_j = spent_j + problem.uplink_power_w * up_s + problem.circuit_energy_j
     assert np.all(time_s[part] <= deadline_s * (1 + 1e-9))
     assert np.all(spent_j[part] <= problem.energy_j[part] * (1 + 1e-9))
     assert np.all((f[part] > 0) & (f[part] <= problem.max_frequency_hz[part]))
@@ -279,7 +280,7 @@ def test_frequencies_go_with_the_random_method_only() -> None:
     [
         {"uplink_bps": -np.ones(1)},
         {"uplink_bps": np.full(1, np.nan)},
-        {"capacitance": np.zeros(1)},
+        {"capacitance": -np.ones(1)},
         {"max_frequency_hz": np.full(1, np.inf)},
         {"rank_cap": np.zeros(1, np.int64)},
         {"energy_j": np.ones(2)},

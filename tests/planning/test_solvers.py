@@ -39,7 +39,8 @@ def brute_force(problem: Problem) -> np.ndarray:
         with np.errstate(all="ignore"):
             airtime_s = bits / problem.uplink_bps + bits / problem.downlink_bps
             slowest_hz = cycles / (problem.deadline_s - airtime_s)
-            least_j = problem.capacitance * cycles * slowest_hz**2 + problem.uplink_power_w * bits / problem.uplink_bps
+            least_j = problem.capacitance * cycles * slowest_hz**2 + problem.joules_per_cycle * cycles
+            least_j += problem.uplink_power_w * bits / problem.uplink_bps
         fits = (airtime_s < problem.deadline_s) & (slowest_hz <= problem.max_frequency_hz)
         fits &= least_j <= problem.energy_j - problem.circuit_energy_j
         best[fits & (rank <= problem.rank_cap)] = rank
@@ -134,13 +135,16 @@ def scip_rank(problem: Problem) -> int:
     load = work.cycles_constant[0] / full_speed + work.cycles_per_rank[0] / full_speed * rank
     bits_constant, bits_per_rank = work.payload_bits_constant[0], work.payload_bits_per_rank[0]
     airtime = [(1 / up + 1 / down) / problem.deadline_s * bits for bits in (bits_constant, bits_per_rank)]
-    radio_j = [problem.uplink_power_w[0] / up * bits for bits in (bits_constant, bits_per_rank)]
+    fixed_j = [
+        problem.uplink_power_w[0] / up * bits + problem.joules_per_cycle[0] * cycles
+        for bits, cycles in ((bits_constant, work.cycles_constant[0]), (bits_per_rank, work.cycles_per_rank[0]))
+    ]
     power = problem.capacitance[0] * problem.max_frequency_hz[0] ** 3 * problem.deadline_s / problem.energy_j[0]
-    left = 1 - (problem.circuit_energy_j[0] + radio_j[0]) / problem.energy_j[0]
+    left = 1 - (problem.circuit_energy_j[0] + fixed_j[0]) / problem.energy_j[0]
     model.addCons(load <= tau)
     model.addCons(tau + airtime[0] + airtime[1] * rank <= 1)
-    model.addCons(power * load**3 <= (left - radio_j[1] / problem.energy_j[0] * rank) * tau**2)
-    model.addCons(radio_j[1] / problem.energy_j[0] * rank <= left)
+    model.addCons(power * load**3 <= (left - fixed_j[1] / problem.energy_j[0] * rank) * tau**2)
+    model.addCons(fixed_j[1] / problem.energy_j[0] * rank <= left)
     model.setObjective(rank, "maximize")
     model.optimize()
     return round(model.getObjVal()) if model.getStatus() == "optimal" else 0

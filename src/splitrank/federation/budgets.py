@@ -357,6 +357,8 @@ class Measured:
         seconds_per_sample, seconds_per_sample_per_rank: a and b [s] of :func:`workload.measured_workload`.
         reference_frequency_hz: the clock they were measured at, taken for the fastest there is [Hz].
         capacitance: Ω such that Ω·f³ is the power at that clock.
+        paced: whether the machine keeps that clock and rests instead of slowing down, so that its energy is Ω·C·f_max²
+            at any planned clock; bool.
         uplink_bps, downlink_bps: rates of the links [bit/s], 0 for a client that is not there.
         overhead_s: what a round's exchange takes that no rate explains [s].
         latency_margin: share of T0 that covers how much the actual latency strays.
@@ -366,6 +368,7 @@ class Measured:
     seconds_per_sample_per_rank: FloatArray
     reference_frequency_hz: FloatArray
     capacitance: FloatArray
+    paced: NDArray[np.bool_]
     uplink_bps: FloatArray
     downlink_bps: FloatArray
     overhead_s: FloatArray
@@ -389,7 +392,8 @@ def measured_problem(config: Config, shape: EncoderShape, texts: ClientTexts, me
         uplink_bps=measured.uplink_bps,
         downlink_bps=measured.downlink_bps,
         uplink_power_w=per_client(config.radio.uplink_power_w, "radio.uplink_power_w", config),
-        capacitance=measured.capacitance,
+        capacitance=np.where(measured.paced, 0.0, measured.capacitance),
+        joules_per_cycle=np.where(measured.paced, measured.capacitance * measured.reference_frequency_hz**2, 0.0),
         max_frequency_hz=measured.reference_frequency_hz,
         circuit_energy_j=per_client(config.client.circuit_energy_j, "client.circuit_energy_j", config),
         energy_j=per_client(config.budget.energy_j, "budget.energy_j", config),

@@ -2,7 +2,7 @@
 
 The costs are equations (1), (3), (4), (8), (9), (11) and (12), the constraints E1 to E4. Per client, with the time
 left for computing S = T0 - T_ul - T_dl - T_o, where T_o is what a real exchange takes beside its bits, and the energy
-left for it W = E_0 - ξ - E_ul, a rank fits exactly when
+left for it W = E_0 - ξ - E_ul - γ·C|D|, where γ is what a cycle takes at any clock, a rank fits exactly when
 
     S > 0,  W > 0,  f_lat = C|D| / S <= min(f_max, f_en),  f_en = sqrt(W / (Ω·C|D|))
 
@@ -35,7 +35,7 @@ class Problem:
         uplink_bps: s_ul [bit/s], shape (I,), >= 0.
         downlink_bps: s_dl [bit/s], shape (I,), >= 0.
         uplink_power_w: P_ul [W], shape (I,), > 0.
-        capacitance: Ω, effective switched capacitance; Ω·f³ is power [W], shape (I,), > 0.
+        capacitance: Ω, effective switched capacitance; Ω·f³ is power [W], shape (I,), >= 0.
         max_frequency_hz: f_max [Hz], shape (I,), > 0.
         circuit_energy_j: ξ, circuit energy of the round [J], shape (I,), >= 0.
         energy_j: E_0, energy budget [J], shape (I,), > 0, infinite for no limit.
@@ -43,6 +43,8 @@ class Problem:
         latency_s: T0, latency budget [s], > 0.
         latency_margin: share of T0 kept as slack, in [0, 1).
         overhead_s: T_o, time of a round's exchange that no rate explains [s], shape (I,), >= 0; 0 in the paper.
+        joules_per_cycle: γ, energy of a cycle whatever the clock [J], shape (I,), >= 0; 0 in the paper. A machine that
+            cannot lower its clock, and rests instead, has Ω = 0 and γ = Ω'·f_max², Ω' being that of its power.
 
     Raises:
         ValueError: a field of another shape or outside its range.
@@ -60,13 +62,22 @@ class Problem:
     latency_s: float
     latency_margin: float = 0.0
     overhead_s: FloatArray = field(default_factory=lambda: np.zeros(()))
+    joules_per_cycle: FloatArray = field(default_factory=lambda: np.zeros(()))
 
     def __post_init__(self) -> None:
         shape = np.shape(self.workload.cycles_constant)
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"a workload must have shape (I,) with I >= 1, got {shape}")
-        positive = ("uplink_power_w", "capacitance", "max_frequency_hz", "energy_j", "rank_cap")
-        for name in (*positive, "uplink_bps", "downlink_bps", "circuit_energy_j", "overhead_s"):
+        positive = ("uplink_power_w", "max_frequency_hz", "energy_j", "rank_cap")
+        not_negative = (
+            "capacitance",
+            "joules_per_cycle",
+            "uplink_bps",
+            "downlink_bps",
+            "circuit_energy_j",
+            "overhead_s",
+        )
+        for name in (*positive, *not_negative):
             dtype = np.int64 if name == "rank_cap" else np.float64
             given = np.asarray(getattr(self, name), dtype)
             if given.shape not in ((), shape):
@@ -128,23 +139,26 @@ def latency_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatAr
 
 
 def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
-    """E = Ω·C|D|·f² + P_ul·T_ul + ξ [J], equations (3), (8) and (12), shape (I,)."""
-    compute_j = problem.capacitance * problem.workload.cycles(rank) * frequency_hz**2
+    """E = (Ω·f² + γ)·C|D| + P_ul·T_ul + ξ [J], equations (3), (8), (12) and what no clock saves, shape (I,)."""
+    cycles = problem.workload.cycles(rank)
+    with np.errstate(invalid="ignore"):  # no clock is infinite; the formula's may be, where there is no time left
+        compute_j = problem.capacitance * cycles * frequency_hz**2 + problem.joules_per_cycle * cycles
     return compute_j + problem.uplink_power_w * uplink_s(problem, rank) + problem.circuit_energy_j
 
 
 def left_for_compute(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
     """What the radio and the circuits leave for computing.
 
-    S = T0·(1 - margin) - T_o - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul
+    S = T0·(1 - margin) - T_o - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul - γ·C|D|
 
     Returns:
         S [s] and W [J], shape (I,) each; negative or infinitely so where the radio alone is too much.
     """
     up_s = uplink_s(problem, rank)
+    clockless_j = problem.joules_per_cycle * problem.workload.cycles(rank)
     # A client with neither an uplink nor an energy limit has W = inf - inf, which no comparison lets pass.
     with np.errstate(invalid="ignore"):
-        spare_j = problem.energy_j - problem.circuit_energy_j - problem.uplink_power_w * up_s
+        spare_j = problem.energy_j - problem.circuit_energy_j - problem.uplink_power_w * up_s - clockless_j
     return problem.deadline_s - problem.overhead_s - up_s - downlink_s(problem, rank), spare_j
 
 
@@ -186,9 +200,9 @@ def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatA
     """
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = left_for_compute(problem, rank)
-    with np.errstate(divide="ignore", over="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         low_hz = cycles / np.maximum(spare_s, 0.0)
-        high_hz = np.sqrt(np.fmax(spare_j, 0.0) / (problem.capacitance * cycles))
+        high_hz = np.where(spare_j > 0, np.sqrt(spare_j / (problem.capacitance * cycles)), 0.0)
     high_hz = np.minimum(high_hz, problem.max_frequency_hz)
     # Where the interval is nearly a point, rounding may turn round its ends; the kernel has the last word.
     low_hz = np.where(feasible(problem, rank), np.minimum(low_hz, high_hz), low_hz)

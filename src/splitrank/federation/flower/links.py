@@ -8,11 +8,11 @@ since a SuperNode that has nothing to do looks for messages only every three sec
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import nnls
 
 from splitrank.federation.budgets import BITS_PER_FLOAT32
 from splitrank.federation.flower.payload import Floats
@@ -27,45 +27,82 @@ ENOUGH_S = 3.0
 _FASTEST_BPS = 1e10
 # A SuperNode that waits for work looks every three seconds; a round's message wants some more of it than a probe.
 _MEAN_WAIT_S, _MOST_WAIT_S = 2.5, 4.0
-_KEPT = 20
+_KEPT = 10
 
 
-@dataclass
-class Link:
-    """What is known of one client's link.
+@dataclass(frozen=True)
+class Probed:
+    """What probes told of a link.
 
     Attributes:
         uplink_bps, downlink_bps: rates [bit/s].
         short_s: what a short message takes once its turn has come [s].
-        strays_s: of the last rounds, what the exchange took beside its bits and the training [s].
     """
 
     uplink_bps: float = _FASTEST_BPS
     downlink_bps: float = _FASTEST_BPS
     short_s: float = 0.0
-    strays_s: list[float] = field(default_factory=list)
 
-    @property
-    def overhead_s(self) -> float:
-        """What a round's exchange is likely to take beside bits and training [s]."""
-        return statistics.median([self.short_s + _MEAN_WAIT_S, *self.strays_s])
-
-    @property
-    def slack_s(self) -> float:
-        """How much longer than that nine in ten exchanges take at most [s]; before there are enough, the worst wait."""
-        if len(self.strays_s) < 3:
-            return _MOST_WAIT_S
-        return max(float(np.quantile(self.strays_s, 0.9)) - self.overhead_s, _MOST_WAIT_S - _MEAN_WAIT_S)
-
-    def agrees_with(self, other: Link) -> bool:
+    def agrees_with(self, other: Probed) -> bool:
         """Whether both rates are alike within a factor of two."""
         rates = ((self.uplink_bps, other.uplink_bps), (self.downlink_bps, other.downlink_bps))
         return all(0.5 <= ours / theirs <= 2.0 for ours, theirs in rates)
 
+
+@dataclass
+class Link:
+    """What is known of one client's link: what probes told, kept running by the rounds since.
+
+    A round takes overhead_s + slowness·bits_s beside its training, bits_s being its bits over the probed rates. Both
+    are fitted by least squares to the last rounds and to the probes, which count as one round each: one without bits,
+    and one whose bits take as long as the probes must at least. So a link that has become slower, or whose rate was
+    taken too low, has other rates soon; one on which bits hardly count keeps its rates and has another overhead.
+
+    Attributes:
+        probed: what probes told.
+        rounds: of the last rounds, bits_s and what the exchange took beside the training [s].
+    """
+
+    probed: Probed = field(default_factory=Probed)
+    rounds: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def _fit(self) -> tuple[float, float]:
+        """overhead_s and slowness, neither negative."""
+        points = [(1.0, 0.0, self.probed.short_s + _MEAN_WAIT_S), (0.0, ENOUGH_S, ENOUGH_S)]
+        points += [(1.0, bits_s, beside_s) for bits_s, beside_s in self.rounds]
+        *columns, right = np.array(points).T
+        (overhead_s, slowness), _ = nnls(np.column_stack(columns), right)
+        return float(overhead_s), float(slowness)
+
+    @property
+    def overhead_s(self) -> float:
+        """What a round's exchange is likely to take beside bits and training [s]."""
+        return self._fit[0]
+
+    @property
+    def uplink_bps(self) -> float:
+        """The rate up [bit/s]."""
+        return self.probed.uplink_bps / max(self._fit[1], self.probed.uplink_bps / _FASTEST_BPS)
+
+    @property
+    def downlink_bps(self) -> float:
+        """The rate down [bit/s]."""
+        return self.probed.downlink_bps / max(self._fit[1], self.probed.downlink_bps / _FASTEST_BPS)
+
+    @property
+    def slack_s(self) -> float:
+        """How much longer than that nine in ten exchanges take at most [s]; before there are enough, the worst wait."""
+        if len(self.rounds) < 3:
+            return _MOST_WAIT_S
+        overhead_s, slowness = self._fit
+        strays_s = [beside_s - overhead_s - slowness * bits_s for bits_s, beside_s in self.rounds]
+        return max(float(np.quantile(strays_s, 0.9)), _MOST_WAIT_S - _MEAN_WAIT_S)
+
     def took(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
         """Learn from a round that took ``latency_s`` from sending to reply."""
-        bits_s = uplink_bits / self.uplink_bps + downlink_bits / self.downlink_bps
-        self.strays_s = [*self.strays_s, max(0.0, latency_s - bits_s - compute_s)][-_KEPT:]
+        bits_s = uplink_bits / self.probed.uplink_bps + downlink_bits / self.probed.downlink_bps
+        self.rounds = [*self.rounds, (bits_s, max(0.0, latency_s - compute_s))][-_KEPT:]
 
 
 def noise(length: int) -> Floats:
@@ -85,10 +122,10 @@ def probes(length: int) -> list[Request]:
     ]
 
 
-def measured_link(replies: Sequence[Reply], length: int) -> tuple[Link, bool]:
-    """A link from the answers to :func:`probes`, and whether the probes were long enough to tell."""
+def probed(replies: Sequence[Reply], length: int) -> tuple[Probed, bool]:
+    """A link's rates from the answers to :func:`probes`, and whether the probes were long enough to tell."""
     ends_s = [reply.after_s for reply in replies]
     short_s, down_s, up_s = np.diff(ends_s)
     extra_s = [max(0.0, float(taken - short_s)) for taken in (down_s, up_s)]
     down_bps, up_bps = (min(_FASTEST_BPS, BITS_PER_FLOAT32 * length / max(extra, 1e-3)) for extra in extra_s)
-    return Link(up_bps, down_bps, max(0.0, float(short_s))), min(extra_s) >= ENOUGH_S
+    return Probed(up_bps, down_bps, max(0.0, float(short_s))), min(extra_s) >= ENOUGH_S

@@ -3,7 +3,7 @@
 Speed: seconds per sample are timed at two ranks and taken for a line in the rank. Power: Linux's energy counters
 (powercap, "RAPL") where they can be read, else Ω·f³ with ``client.capacitance``. Clock: where the operating system lets
 the program (cpufreq), the planned frequency is set; otherwise training is paced to take as long as it would there,
-which keeps the plan's time but spends the energy of the clock as it is.
+which keeps the plan's time but spends the energy of the clock as it is, and the plan reckons with that.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class Machine:
     capacitance: float
     power_from: str
     clock: str
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether it keeps its clock and rests instead, so that a cycle takes the same energy in any plan."""
+        return self.clock == "paced"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a message."""

@@ -24,7 +24,7 @@ from splitrank.federation.budgets import (
     round_workload,
 )
 from splitrank.federation.flower.checks import checked_update
-from splitrank.federation.flower.links import PROBE_FLOATS, Link, measured_link, probes
+from splitrank.federation.flower.links import PROBE_FLOATS, Link, Probed, probed, probes
 from splitrank.federation.flower.machine import UNKNOWN_MACHINE, Machine, machine_from
 from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count, is_finite
 from splitrank.federation.flower.post import Post, Reply
@@ -135,6 +135,7 @@ class NodeClients:
             seconds_per_sample_per_rank=np.array([machine.seconds_per_sample_per_rank for machine in machines]),
             reference_frequency_hz=np.array([machine.reference_frequency_hz for machine in machines]),
             capacitance=np.array([machine.capacitance for machine in machines]),
+            paced=np.array([machine.is_paced for machine in machines]),
             uplink_bps=np.array([link.uplink_bps for link in links]),
             downlink_bps=np.array([link.downlink_bps for link in links]),
             overhead_s=np.array([link.overhead_s for link in links]),
@@ -344,7 +345,7 @@ class NodeClients:
 
         The longest counts, since what else happens on the machines weighs least in it.
         """
-        link: Link | None = None
+        found: Probed | None = None
         for length in PROBE_FLOATS:
             requests = [(node, request) for request in probes(length)]
             replies = self.post.exchange(requests, MessageType.QUERY, group="probe", wait_s=_LONGEST_PROBE_S)
@@ -352,11 +353,11 @@ class NodeClients:
             if failures:
                 say(f"A probe failed: {failures[0]}")
                 return None
-            before = link
-            link, is_enough = measured_link(replies, length)
-            if is_enough and before is not None and link.agrees_with(before):
+            before = found
+            found, is_enough = probed(replies, length)
+            if is_enough and before is not None and found.agrees_with(before):
                 break
-        return link
+        return Link(found) if found else None
 
 
 def _spoken(machine: Machine | None, link: Link) -> str:

@@ -18,7 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from splitrank.config import Config, load_config
-from splitrank.errors import InputError
+from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.flower.nodes import NodeClients, connect
 from splitrank.federation.loop import load_data, run
@@ -37,6 +37,13 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation over Flower's nodes until its last round or its target."""
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        _run(grid, context)
+    except (InputError, RunError) as error:
+        raise error.with_traceback(None) from None  # Flower prints it; the sentence says all
+
+
+def _run(grid: Grid, context: Context) -> None:
     source, out = str(context.run_config["config"]), Path(str(context.run_config["out"])).expanduser()
     clients_have = str(context.run_config["clients"])
     if clients_have not in ("own", "shards"):
@@ -54,9 +61,6 @@ def main(grid: Grid, context: Context) -> None:
 
     for line in round_lines(run(config, out, resume=resume, connect=nodes), config):
         say(line)
-
-
-app.main()(main)
 
 
 def _end_with_parent(parent: int) -> None:
@@ -82,3 +86,6 @@ def _test_data(config: Config) -> TextData:
         raise InputError('data.path must name the server\'s test texts where clients = "own", got a data.name')
     test, classes = load_split(table.path, "test", text=list(table.text) if table.text else None, label=table.label)
     return text_data(Split([], np.zeros(0, dtype=np.int64)), test, classes, f"test texts of {table.path}")
+
+
+app.main()(main)

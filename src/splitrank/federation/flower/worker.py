@@ -134,7 +134,8 @@ class Worker:
             machine = self._machine(prepared, client)
             names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
             own = {name: everybody * getattr(machine, name) for name in names}
-            measured = Measured(**own, **rates, latency_margin=float(link["latency_margin"]))
+            paced = np.full(len(everybody), machine.is_paced)
+            measured = Measured(**own, **rates, paced=paced, latency_margin=float(link["latency_margin"]))
             problem = measured_problem(config, prepared.model.shape, alike, measured)
         else:
             workload = round_workload(config, prepared.model.shape, alike)

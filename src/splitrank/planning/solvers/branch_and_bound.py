@@ -65,6 +65,7 @@ def relaxation(problem: Problem) -> FloatArray:
                 problem.capacitance * cycles**2 / spare_s**2 * (3 * work.cycles_per_rank)
                 + 2 * problem.capacitance * cycles * (cycles / spare_s) ** 2 * airtime_slope_s / spare_s
                 + problem.uplink_power_w * uplink_slope_s
+                + problem.joules_per_cycle * work.cycles_per_rank
             )
             lower = np.maximum(rank - excess_j / slope_j, 1.0)
             falls = (rank > 1) & (excess_j > 0) & (rank - lower > 1e-9 * rank)
