@@ -22,7 +22,7 @@ pytestmark = [
 
 def kill_one_worker() -> None:
     """Kill the first Ray worker that has begun to run a member."""
-    until_s = time.monotonic() + 120
+    until_s = time.monotonic() + 300
     while time.monotonic() < until_s:
         for process in psutil.Process().children(recursive=True):
             try:
