@@ -68,7 +68,8 @@ def fit_on_one_machine(deployment: Path, ports: Iterator[int]) -> None:
     for file in (deployment / "server").iterdir():
         file.write_text(re.sub(r"\b(8000|8008|listen )\b", lambda found: own[found[0]], file.read_text()))
     for file in deployment.glob("client-*/client.toml"):
-        file.write_text(re.sub(r"(?m)^(\w*port\w* *=) *\d+", lambda key: f"{key[1]} {next(ports)}", file.read_text()))
+        own_ports = f"[node]\nport = {next(ports)}\nproxy_port = {next(ports)}\n"
+        file.write_text(file.read_text().replace("[node]\n", own_ports))
 
 
 def our_rounds(

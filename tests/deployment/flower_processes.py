@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -35,9 +36,15 @@ def app_folder(root: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @dataclass
@@ -291,18 +298,18 @@ def deployment(root: Path, settings: str, texts: Path, *, num_clients: int = 3, 
     """A deployment that is ready to start; ``settings`` are the server's but for the data."""
     from splitrank.deployment.init import init
 
-    folder, port = root / "a federation", free_port()
+    folder = root / "a federation"
+    port, superlink_port, app_port, *client_ports = free_ports(3 + 2 * num_clients)
     init(folder, server="127.0.0.1", num_clients=num_clients, port=port)
-    superlink_port, app_port = free_port(), free_port()
+    own = {"8000": str(superlink_port), "8008": str(app_port)}
     for file in (folder / "server").iterdir():
-        text = file.read_text().replace("8000", str(superlink_port)).replace("8008", str(app_port))
-        file.write_text(text)
+        file.write_text(re.sub(r"\b(8000|8008)\b", lambda found: own[found[0]], file.read_text()))
     (folder / "server" / "config.toml").write_text(settings + '\n[data]\npath = "test.csv"\n')
     shutil.copy(texts / "test.csv", folder / "server" / "test.csv")
     for client, shard in enumerate(shards(texts, num_clients, seed, root)):
         own = folder / f"client-{client}"
         shutil.copy(shard, own / "train.csv")
-        ports = f"[node]\nport = {free_port()}\nproxy_port = {free_port()}\n"
+        ports = f"[node]\nport = {client_ports[2 * client]}\nproxy_port = {client_ports[2 * client + 1]}\n"
         (own / "client.toml").write_text((own / "client.toml").read_text().replace("[node]\n", ports))
     with processes(root) as running:
         running.run(folder / "make-keys.sh")
