@@ -217,12 +217,16 @@ def shards(texts: Path, num_clients: int, seed: int, folder: Path) -> list[Path]
 
 @dataclass
 class Deployment:
-    """A folder of `splitrank deploy init` on loopback, with keys, texts and settings in place."""
+    """A folder of `splitrank deploy init` on loopback, with keys, texts and settings in place.
+
+    ``inside`` has for a client what comes before the command that starts it.
+    """
 
     folder: Path
     running: Processes
     port: int
     num_clients: int
+    inside: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def start_server(self) -> None:
         self.running.start("server", self.folder / "server" / "start.sh")
@@ -230,7 +234,8 @@ class Deployment:
         wait_for(lambda: self.running.log("server").count(IS_UP) > before, 60, "the server is up")
 
     def start_client(self, client: int) -> None:
-        self.running.start(f"client-{client}", self.folder / f"client-{client}" / "start.sh")
+        start = self.folder / f"client-{client}" / "start.sh"
+        self.running.start(f"client-{client}", *self.inside.get(client, ()), start)
 
     def start(self) -> None:
         self.start_server()
@@ -294,13 +299,23 @@ class Deployment:
 
 
 @contextmanager
-def deployment(root: Path, settings: str, texts: Path, *, num_clients: int = 3, seed: int = 0) -> Iterator[Deployment]:
+def deployment(
+    root: Path,
+    settings: str,
+    texts: Path,
+    *,
+    num_clients: int = 3,
+    seed: int = 0,
+    server: str = "127.0.0.1",
+    port: int | None = None,
+) -> Iterator[Deployment]:
     """A deployment that is ready to start; ``settings`` are the server's but for the data."""
     from splitrank.deployment.init import init
 
     folder = root / "a federation"
-    port, superlink_port, app_port, *client_ports = free_ports(3 + 2 * num_clients)
-    init(folder, server="127.0.0.1", num_clients=num_clients, port=port)
+    own_port, superlink_port, app_port, *client_ports = free_ports(3 + 2 * num_clients)
+    port = port or own_port
+    init(folder, server=server, num_clients=num_clients, port=port)
     own = {"8000": str(superlink_port), "8008": str(app_port)}
     for file in (folder / "server").iterdir():
         file.write_text(re.sub(r"\b(8000|8008)\b", lambda found: own[found[0]], file.read_text()))

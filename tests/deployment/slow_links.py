@@ -1,15 +1,25 @@
-"""A slow link on loopback: a relay that lets bytes through at a rate and after a delay, each way on its own.
+"""Slow links, each client's its own: as real as the machine allows.
 
-It stands for Linux's netem, which not every kernel has. All connections of a client share its link, as they would share
-a radio.
+netem
+    Network namespaces, where the kernel gives rate and delay.
+tbf and relays
+    Network namespaces, where the kernel gives the rate, and relays on the server's side the delay.
+throttled loopback
+    No namespaces: relays that let bytes through at a rate and after a delay, each way on its own. All connections of a
+    client share its link, as they would share a radio.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+
+from tests.deployment.flower_processes import free_port
+from tests.deployment.namespaces import Shape, namespaces
 
 _PIECE_BYTES = 4096
 
@@ -33,11 +43,16 @@ class Way:
 class Relay:
     """A relay in front of a port of this machine; ``up`` is the way to that port."""
 
+    host: str
     port: int
     target: int
     up: Way
     down: Way
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    def carried_bytes(self) -> tuple[int, int]:
+        """Bytes that have come in to go up and down."""
+        return self.up.bytes, self.down.bytes
 
     def _stop(self) -> None:
         for task in asyncio.all_tasks(self._loop):
@@ -51,7 +66,7 @@ class Relay:
                 with closing(there[1]):
                     await asyncio.gather(_carry(reader, there[1], self.up), _carry(there[0], writer, self.down))
 
-        return await asyncio.start_server(connected, "127.0.0.1", self.port)
+        return await asyncio.start_server(connected, self.host, self.port)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
@@ -84,13 +99,15 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way
 
 
 @contextmanager
-def relay(port: int, target: int, *, up_bps: float, down_bps: float, delay_s: float):
-    """Run a relay in a thread of its own."""
-    running = Relay(port, target, Way(up_bps, delay_s), Way(down_bps, delay_s))
+def relay(host: str, target: int, shape: Shape) -> Iterator[Relay]:
+    """Run a relay on an address of this machine, in a thread of its own."""
+    up, down = (Way(bps, shape.delay_s) for bps in (shape.up_bps, shape.down_bps))
+    running = Relay(host, free_port(), target, up, down)
+
+    server = running._loop.run_until_complete(running._serve())
 
     def work() -> None:
         asyncio.set_event_loop(running._loop)
-        server = running._loop.run_until_complete(running._serve())
         running._loop.run_forever()
         server.close()
         running._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(running._loop), return_exceptions=True))
@@ -103,3 +120,44 @@ def relay(port: int, target: int, *, up_bps: float, down_bps: float, delay_s: fl
     finally:
         running._loop.call_soon_threadsafe(running._stop)
         thread.join(5)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A client's link.
+
+    Attributes:
+        kind: what makes it slow.
+        host, port: where the client reaches the server.
+        inside: what comes before the command that starts the client.
+        carried_bytes: gives what it has carried up and down so far, TCP's payload.
+    """
+
+    kind: str
+    host: str
+    port: int
+    inside: tuple[str, ...]
+    carried_bytes: Callable[[], tuple[int, int]]
+
+
+@contextmanager
+def slow_links(port: int, shapes: Sequence[Shape]) -> Iterator[list[Link]]:
+    """Links of these shapes to a port of this machine, whose address is the same for all clients."""
+    with ExitStack() as held:
+        try:
+            spaces = held.enter_context(namespaces(shapes))
+        except OSError as error:
+            spaces, kind = [], f"throttled loopback, as namespaces cannot be had ({error})"
+        links = []
+        for client, shape in enumerate(shapes):
+            if not spaces:
+                way = held.enter_context(relay("127.0.0.1", port, shape))
+                links.append(Link(kind, way.host, way.port, (), way.carried_bytes))
+                continue
+            space = spaces[client]
+            if space.delayed:
+                links.append(Link("netem", space.server, port, space.inside, space.carried_bytes))
+            else:
+                way = held.enter_context(relay(space.server, port, Shape(math.inf, math.inf, shape.delay_s)))
+                links.append(Link("tbf and relays", way.host, way.port, space.inside, space.carried_bytes))
+        yield links

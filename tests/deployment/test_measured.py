@@ -1,24 +1,22 @@
 """Promise: on slow links, measured and each its own, the plan's latency is what a round takes, budgets hold, and the
 record's bits are those on the wire.
 
-The links are relays on loopback (``slow_links``), as Linux's netem is not in every kernel.
+The links are as real as the machine allows (``slow_links``): the test says which it had.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import pytest
 
 from tests.deployment.flower_processes import deployment, free_port, records
-from tests.deployment.slow_links import relay
+from tests.deployment.namespaces import Shape
+from tests.deployment.slow_links import slow_links
 
 pytestmark = pytest.mark.field
 
 BUDGET_S = 60.0
 ROUNDS = 10
-# Mbit/s up, Mbit/s down, delay each way.
-LINKS = ((1.0, 4.0, 0.05), (5.0, 10.0, 0.02), (20.0, 20.0, 0.01))
+LINKS = (Shape(1e6, 4e6, 0.05), Shape(5e6, 10e6, 0.02), Shape(20e6, 20e6, 0.01))
 # What a round's exchange takes on the wire beside the adapter: settings, TLS, HTTP, asking for work [bytes].
 MOST_BESIDE_BYTES = 60_000
 
@@ -59,20 +57,22 @@ threads = 1
 
 
 def test_predicted_is_actual(tiny_texts, tmp_path):
-    with deployment(tmp_path, SETTINGS, tiny_texts, num_clients=len(LINKS)) as deployed, ExitStack() as held:
-        relays = []
-        for client, (up, down, delay_s) in enumerate(LINKS):
-            port = free_port()
-            link = relay(port, deployed.port, up_bps=up * 1e6, down_bps=down * 1e6, delay_s=delay_s)
-            relays.append(held.enter_context(link))
+    port = free_port()
+    with (
+        slow_links(port, LINKS) as links,
+        deployment(tmp_path, SETTINGS, tiny_texts, num_clients=len(LINKS), server=links[0].host, port=port) as deployed,
+    ):
+        print(f"links: {links[0].kind}")
+        for client, link in enumerate(links):
             file = deployed.folder / f"client-{client}" / "client.toml"
-            file.write_text(file.read_text().replace(f":{deployed.port}", f":{port}"))
+            file.write_text(file.read_text().replace(f"{link.host}:{port}", f"{link.host}:{link.port}"))
+            deployed.inside[client] = link.inside
         deployed.start()
         deployed.start_run()
         deployed.wait_for_rounds(1, 600)
-        before = [(link.up.bytes, link.down.bytes) for link in relays]
+        before = [link.carried_bytes() for link in links]
         deployed.wait_for_rounds(ROUNDS - 1, BUDGET_S * 1.5 * ROUNDS)
-        after = [(link.up.bytes, link.down.bytes) for link in relays]
+        after = [link.carried_bytes() for link in links]
         deployed.wait_until_finished(BUDGET_S * 2)
         rounds = records(deployed.run_folder)[1:]
 
