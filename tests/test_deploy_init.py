@@ -21,7 +21,20 @@ def test_a_server_by_name_or_address(tmp_path, server):
     assert f'server="{server}"' in (tmp_path / "new" / "make-keys.sh").read_text()
 
 
-@pytest.mark.parametrize("server", ["", "1.2.3", "999.1.1.1", "::1", "a..b", "-x", "a_b", "h;rm", "h\n", "h:9092"])
+def test_an_empty_folder_is_filled(tmp_path, monkeypatch):
+    """The working folder, too, and the one that a link leads to."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    init(Path("."), server="h", num_clients=2, port=9092)
+    assert (tmp_path / "link" / "make-keys.sh").is_file()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["here", "link"]
+    assert "new" not in [entry.name for entry in (tmp_path / "here").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "server", ["", "1.2.3", "999.1.1.1", "::1", "a..b", "-x", "a_b", "h;rm", "h\n", "h:9092", 64 * "a", 64 * "abc."]
+)
 def test_no_server(tmp_path, server):
     with pytest.raises(InputError, match=r"--server must be .*got"):
         init(tmp_path / "new", server=server, num_clients=2, port=9092)

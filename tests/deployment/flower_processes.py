@@ -312,7 +312,7 @@ def deployment(
     """A deployment that is ready to start; ``settings`` are the server's but for the data."""
     from splitrank.deployment.init import init
 
-    folder = root / "a federation"
+    folder = root / "a b"  # a space, and no more, as a socket's path must be short
     own_port, superlink_port, app_port, *client_ports = free_ports(3 + 2 * num_clients)
     port = port or own_port
     init(folder, server=server, num_clients=num_clients, port=port)

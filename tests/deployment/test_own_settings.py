@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
+from splitrank.config import config_from, flatten
 from splitrank.deployment.init import init
 from splitrank.errors import InputError
+from splitrank.federation.flower.line import listening
 from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower.payload import NO_FLOATS
 from splitrank.federation.flower.station import commands
+from splitrank.federation.flower.worker import Worker
+from splitrank.federation.model import load_model
 
 pytestmark = pytest.mark.extras
 
@@ -15,7 +22,10 @@ pytestmark = pytest.mark.extras
 @pytest.fixture
 def file(tmp_path):
     init(tmp_path / "federation", server="192.0.2.1", num_clients=2, port=9092)
-    return tmp_path / "federation" / "client-1" / "client.toml"
+    folder = tmp_path / "federation" / "client-1"
+    for name in ("ca.crt", "client.crt", "client.key", "node.key", "trusted.yaml"):
+        (folder / name).touch()
+    return folder / "client.toml"
 
 
 def test_clients_of_one_machine_do_not_meet(file):
@@ -35,6 +45,13 @@ def test_clients_of_one_machine_do_not_meet(file):
         ("client = 1", 'client = 1\nproxy_port = "x"', r"node.proxy_port must be a whole number .*got 'x'"),
         ("client = 1", "client = 1\nport = 5000\nproxy_port = 5000", r"must differ, got 5000 twice"),
         ('server = "192.0.2.1:9092"', "server = 9092", r"node.server must be a text, got 9092"),
+        (":9092", "", r"node.server must be HOST:PORT, got '192.0.2.1'"),
+        ('"192.0.2.1:9092"', '"http://h:9092"', r"node.server must be HOST:PORT, got 'http://h:9092'"),
+        ('socket = "worker/socket"', 'socket = ""', r"\[node\] with client .* and socket"),
+        ('socket = "worker/', f'socket = "{100 * "x"}/', r"node.socket must be at most 100 bytes"),
+        ("client = 1", 'client = 1\nplaintext = "yes"', r"node.plaintext must be true or false, got 'yes'"),
+        ('path = "train.csv"', "path = 5", r"data.path must be"),
+        ('path = "train.csv"', 'path = "train.csv"\n[model]\nname = 5', r"model.name must be"),
         ('path = "train.csv"', "", r"must name the client's texts"),
         ('path = "train.csv"', 'path = "train.csv"\n[adapter]\nrank = 4', r"adapter.rank must be set in the server's"),
     ],
@@ -55,6 +72,45 @@ def test_nothing_starts_without_all_that_keeps_strangers_out(file, key):
     file.write_text("\n".join(lines))
     with pytest.raises(InputError, match=f"node.{key} must"):
         commands(read_own_settings(file), file)
+
+
+def test_nothing_starts_without_the_files_that_are_named(file):
+    (file.parent / "node.key").unlink()
+    with pytest.raises(InputError, match=r"node.private_key must be a file, got .*node.key; ./make-keys.sh makes it"):
+        commands(read_own_settings(file), file)
+
+
+def test_a_socket_replaces_no_file(file):
+    file.write_text(file.read_text().replace('socket = "worker/socket"', 'socket = "train.csv"'))
+    (file.parent / "train.csv").write_text("text,label\n")
+    file.parent.chmod(0o700)
+    with pytest.raises(InputError, match="socket must be a new name"), listening(read_own_settings(file).socket):
+        pass
+    assert (file.parent / "train.csv").read_text() == "text,label\n"
+
+
+def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settings):
+    """A hostile server asks for the column of texts as that of labels, of which refusals speak."""
+    texts = (tiny_texts / "train.csv").read_text()
+    (file.parent / "train.csv").write_text(texts)
+    settings = flatten(tomllib.loads(tiny_settings))
+    settings |= {"data.path": "x", "data.text": ["label"], "data.label": "text", "federation.num_clients": 2}
+    model = load_model(config_from({**settings, "data.path": str(tiny_texts)}), ["a", "b"])
+    header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
+    worker = Worker(read_own_settings(file))
+    answers = [worker.answer(header, NO_FLOATS)[0]]
+    (file.parent / "train.csv").write_text(texts.partition("\n")[2])  # no header: its first text names a column
+    answers.append(Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0])
+    for answer in answers:
+        assert answer == {"kind": "failure", "reason": "its texts cannot be used; the client's own log tells why"}
+
+
+def test_texts_stay_unread_for_a_server_with_another_model(file, tiny_settings):
+    settings = flatten(tomllib.loads(tiny_settings)) | {"federation.num_clients": 2}
+    header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": "0" * 64, "kind": "join"}
+    assert not (file.parent / "train.csv").exists()
+    reason = Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0]["reason"]
+    assert reason.startswith("the frozen weights must be those of the server")
 
 
 def test_plaintext_is_asked_for_and_warned_of(file, capsys):

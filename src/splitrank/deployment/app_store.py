@@ -103,7 +103,10 @@ def main() -> None:
             sign(Path(app), Path(key), Path(folder))
             print(f"{folder}/{BUNDLE} is signed; its signature is {folder}/{SIGNATURE}.")
         case ["serve", folder, port]:
-            serve(Path(folder), int(port))
+            try:
+                serve(Path(folder), int(port))
+            except OSError as error:
+                sys.exit(f"Error: the app store must have port {port} of loopback, got: {error.strerror}")
         case _:
             sys.exit(__doc__)
 

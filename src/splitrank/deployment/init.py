@@ -16,7 +16,7 @@ _COMPOSE_CLIENT = """  client-{client}:
     build: .
     volumes: ["./client-{client}:/federation"]
     restart: unless-stopped"""
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"(?![0-9.]+$){_LABEL}(\.{_LABEL})*")
 
 
@@ -32,7 +32,7 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
     Raises:
         InputError: an argument that breaks its rule, or a folder with something in it.
     """
-    if not (_NAME.fullmatch(server) or _is_ipv4(server)):
+    if len(server) > 253 or not (_NAME.fullmatch(server) or _is_ipv4(server)):
         raise InputError(f"--server must be a host's name or an IPv4 address, got {server!r}; try --server 192.0.2.1")
     if not 1 <= num_clients <= 1000:
         raise InputError(f"--clients must be a whole number from 1 to 1000, got {num_clients}")
@@ -52,15 +52,21 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
         "COMPOSE_CLIENTS": "\n".join(_COMPOSE_CLIENT.format(client=client) for client in range(num_clients)),
     }
     templates = resources.files("splitrank.deployment") / "templates"
-    with folder_built_atomically(folder) as building:
+    # An empty folder that is there stays what it is, perhaps a link or somebody's working folder, and is filled.
+    new = folder / "new" if folder.exists() else folder
+    with folder_built_atomically(new) as building:
         for template in templates.iterdir():
             if template.name == "client":
                 for client in range(num_clients):
                     _write(template, building / f"client-{client}", {**values, "CLIENT": str(client)})
             else:
                 _write(template, building / template.name, values)
-    for script in folder.rglob("*.sh"):
+    for script in new.rglob("*.sh"):
         script.chmod(0o755)
+    if new != folder:
+        for part in new.iterdir():
+            part.rename(folder / part.name)
+        new.rmdir()
 
 
 def _is_ipv4(server: str) -> bool:

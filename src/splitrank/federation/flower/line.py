@@ -20,8 +20,9 @@ from splitrank.federation.flower.payload import Floats, Header
 
 _LENGTHS = struct.Struct("!QQ")
 _MOST_BYTES = 4_000_000_000
-# What a socket's path may have on any system that has them.
-_MOST_PATH_BYTES = 100
+
+MOST_PATH_BYTES = 100
+"""What a socket's path may have on any system that has them."""
 
 
 @contextmanager
@@ -29,10 +30,13 @@ def listening(path: Path) -> Iterator[socket.socket]:
     """Listen on a socket whose folder is made for its owner alone; the socket is gone afterwards.
 
     Raises:
-        InputError: the folder is another user's or open to others, the path is too long, or somebody listens already.
+        InputError: the folder is none, another user's or open to others, somebody listens already, or another kind of
+            file has the socket's name.
     """
-    if len(os.fsencode(path)) > _MOST_PATH_BYTES:
-        raise InputError(f"socket must have at most {_MOST_PATH_BYTES} bytes, got {path}; name a shorter path")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"socket must lie in a folder, got the file {path.parent}; name another one")
+    if path.exists() and not path.is_socket():
+        raise InputError(f"socket must be a new name or that of an old socket, got {path}, which is a file or folder")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = path.parent.stat()
     if state.st_uid != os.getuid() or state.st_mode & 0o077:

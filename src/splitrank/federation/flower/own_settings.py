@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from splitrank.config import config_from, flatten, read_toml
 from splitrank.errors import InputError
+from splitrank.federation.flower.line import MOST_PATH_BYTES
 from splitrank.federation.flower.payload import is_count
 
 SECRETS = ("root_certificates", "certificate", "certificate_key", "private_key", "trusted_entities")
@@ -17,6 +20,7 @@ SECRETS = ("root_certificates", "certificate", "certificate_key", "private_key",
 # The usual ports, to which the client's number is added: several clients on one machine do not meet.
 _PORTS = {"port": 20_000, "proxy_port": 21_000}
 _NODE = {"client", "socket", "server", "plaintext", *_PORTS, *SECRETS}
+_ADDRESS = re.compile(r"[A-Za-z0-9.-]+:[1-9][0-9]{0,4}")
 _OWN = {
     *("data.path", "data.text", "data.label", "model.name", "run.threads", "run.cache_limit_gb"),
     *("client.capacitance", "client.max_frequency_hz", "client.circuit_energy_j", "budget.energy_j"),
@@ -54,14 +58,18 @@ def read_own_settings(path: Path) -> OwnSettings:
     """
     tables = read_toml(path)
     node = tables.pop("node", None)
-    if not isinstance(node, dict) or not is_count(node.get("client")) or not isinstance(node.get("socket"), str):
+    if not isinstance(node, dict) or not is_count(node.get("client")) or not _is_text(node.get("socket")):
         raise InputError(f"{path} must have a table [node] with client (a whole number, 0 or greater) and socket")
     unknown = sorted(set(node) - _NODE)
     if unknown:
         raise InputError(f"{path}: node.{unknown[0]} must be one of {', '.join(sorted(_NODE))}, got an unknown key")
     for key in ("server", *SECRETS):
-        if key in node and not (isinstance(node[key], str) and node[key]):
+        if key in node and not _is_text(node[key]):
             raise InputError(f"{path}: node.{key} must be a text, got {node[key]!r}")
+    if not isinstance(node.get("plaintext", False), bool):
+        raise InputError(f"{path}: node.plaintext must be true or false, got {node['plaintext']!r}")
+    if "server" in node and not _ADDRESS.fullmatch(node["server"]):
+        raise InputError(f"{path}: node.server must be HOST:PORT, got {node['server']!r}; try 192.0.2.1:9092")
     ports = {key: node.get(key, first + node["client"]) for key, first in _PORTS.items()}
     for key, port in ports.items():
         if not is_count(port) or not 1024 <= port <= 65535:
@@ -78,10 +86,19 @@ def read_own_settings(path: Path) -> OwnSettings:
         )
     if "data.path" not in layer:
         raise InputError(f"{path} must name the client's texts, a CSV file or folder: data.path is missing")
+    config_from(layer)
     here = path.resolve().parent
     layer["data.path"] = str(here / Path(layer["data.path"]).expanduser())
     if "model.name" in layer and (here / layer["model.name"]).is_dir():
         layer["model.name"] = str(here / layer["model.name"])
-    config_from(layer)
     socket = here / Path(node["socket"]).expanduser()
+    if len(os.fsencode(socket)) > MOST_PATH_BYTES:
+        raise InputError(
+            f"{path}: node.socket must be at most {MOST_PATH_BYTES} bytes from the root, got {socket}; "
+            "move the folder, or name a socket elsewhere, in a folder of its own"
+        )
     return OwnSettings(node["client"], socket, ports["port"], ports["proxy_port"], layer, node, here)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""

@@ -7,6 +7,7 @@ SIGINT, SIGTERM and SIGHUP stop them all.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from types import FrameType
 from splitrank.errors import InputError
 from splitrank.federation.flower.own_settings import SECRETS, OwnSettings, read_own_settings
 from splitrank.federation.flower.tunnel import tunnel_command
+from splitrank.files import try_lock
 from splitrank.progress import say
 
 # No reports home, no look for newer versions, no installation of packages when an app starts, a quick look for tasks;
@@ -32,6 +34,8 @@ ENVIRONMENT = {
     "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": "524288",
 }
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 0.5
 _START_AGAIN_AFTER_S = 3.0
 
@@ -57,6 +61,11 @@ def commands(own: OwnSettings, file: Path) -> dict[str, list[str]]:
             f"{file}: node.{missing[0]} must be given, or node.plaintext = true for trials, got neither; "
             "`splitrank deploy init` writes all of them"
         )
+    for key in SECRETS:
+        if not (own.folder / node[key]).is_file():
+            raise InputError(
+                f"{file}: node.{key} must be a file, got {own.folder / node[key]}; ./make-keys.sh makes it"
+            )
     if shutil.which("nginx") is None:
         raise InputError("nginx must be installed on a client, got none on the PATH; try apt-get install nginx-light")
     for key, option in (
@@ -77,6 +86,8 @@ class _Stop(Exception):  # noqa: N818
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    for further in _SIGNALS:  # an impatient second one must not keep the first from ending all
+        signal.signal(further, signal.SIG_IGN)
     raise _Stop
 
 
@@ -84,20 +95,25 @@ def main() -> None:
     """Keep a client's processes going until stopped."""
     file = Path(sys.argv[1])
     try:
-        to_run = commands(read_own_settings(file), file)
+        own = read_own_settings(file)
+        to_run = commands(own, file)
+        if (lock := try_lock(own.folder / ".lock")) is None:
+            raise InputError(f"{own.folder} must not be in use, but another station runs there; stop it first")
     except InputError as error:
         say(f"Error: {error}")
         sys.exit(2)
     running: dict[str, subprocess.Popen[bytes]] = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     try:
         for name, command in to_run.items():
             running[name] = _started(command)
         while True:
             for name, process in running.items():
-                if process.poll() is not None:
-                    say(f"The {name} ended with {process.returncode}; starting it again.")
+                if (code := process.poll()) is not None:
+                    if name == "worker" and code == 2:
+                        sys.exit(2)  # it has said what must be mended
+                    say(f"The {name} ended with {code}; starting it again.")
                     time.sleep(_START_AGAIN_AFTER_S)
                     running[name] = _started(to_run[name])
             time.sleep(_LOOK_EVERY_S)
@@ -105,10 +121,17 @@ def main() -> None:
         say("Stopping.")
     finally:
         _end(running)
+        lock.close()
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT})
+    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, preexec_fn=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Have the system end this process when its parent has died in whatever way, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(running: dict[str, subprocess.Popen[bytes]]) -> None:

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitrank.config import config_from, flatten
+from splitrank.config import Config, config_from, flatten
 from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation.budgets import ClientTexts, Measured, measured_problem, round_problem, round_workload
 from splitrank.federation.flower import line
 from splitrank.federation.flower.links import noise
 from splitrank.federation.flower.machine import Machine, at_frequency, measured_machine, read_energy_j
 from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
-from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header
+from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.loop import load_data
 from splitrank.federation.model import Model, amounts_of_text, load_model
 from splitrank.federation.rounds import State
@@ -39,6 +39,7 @@ from splitrank.learning.adapters import lora
 from splitrank.learning.client import Pace
 from splitrank.learning.data import load_split
 from splitrank.learning.partition import partition_iid
+from splitrank.learning.text_rules import Split
 from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, of_client
@@ -47,6 +48,8 @@ from splitrank.progress import say
 
 MOST_PROBE_FLOATS = 4_000_000
 """Length of the longest array that a server may ask for to measure the link."""
+
+_LONGEST_SILENCE_S = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ class Worker:
 
     def _echo(self, header: Header) -> tuple[Header, Floats]:
         length = header.get("length")
-        if not isinstance(length, int) or not 0 <= length <= MOST_PROBE_FLOATS:
+        if not is_count(length) or length > MOST_PROBE_FLOATS:
             raise InputError(f"an echo must have a length from 0 to {MOST_PROBE_FLOATS}, got {length!r}")
         return {"kind": "echo"}, noise(length)
 
@@ -204,74 +207,98 @@ class Worker:
     def _prepare(self, header: Header) -> tuple[_Prepared, int]:
         """The model and texts for a request's settings, and the client's number."""
         settings, labels = header["settings"], header["labels"]
-        if self._prepared is None or (self._prepared.settings, self._prepared.labels) != (settings, labels):
-            if self._prepared is not None:
-                self._prepared.outputs.close()
+        ready = self._prepared
+        if (
+            ready is None
+            or (ready.settings, ready.labels) != (settings, labels)
+            or ready.model.encoder.trunk_digest != header["trunk_sha256"]
+        ):
+            if ready is not None:
+                ready.outputs.close()
                 self._prepared = None
-            self._prepared = self._load(settings, labels)
-        found = self._prepared.model.encoder.trunk_digest
-        if header["trunk_sha256"] != found:
-            raise InputError(
-                f"the frozen weights must be those of the server ({header['trunk_sha256'][:12]}), got {found[:12]} for "
-                f"{self._prepared.model.config.model.name}; give every machine the same model"
-            )
+            ready = self._prepared = self._load(settings, labels, header["trunk_sha256"])
         client = self._own.client if self._own else int(header["client"])
-        if client not in self._prepared.rows:
-            raise InputError(f"a client's number must be one of 0 to {len(self._prepared.rows) - 1}, got {client}")
-        return self._prepared, client
+        if client not in ready.rows:
+            raise InputError(f"a client's number must be one of 0 to {len(ready.rows) - 1}, got {client}")
+        return ready, client
 
-    def _load(self, settings: Header, labels: list[str]) -> _Prepared:
+    def _load(self, settings: Header, labels: list[str], trunk_sha256: str) -> _Prepared:
+        """Load the model, and only if it is the server's the texts."""
         if self._own is None:
             config = config_from(flatten(settings))
+            model = _same_model(config, labels, trunk_sha256)
             data = load_data(config)
             if data.label_names != labels:
                 raise InputError(f"the classes must be those of the server ({labels}), got {data.label_names}")
             texts, text_labels = data.train_texts, data.train_labels
             shares = partition_iid(text_labels, config.federation.num_clients, config.run.seed)
             rows = dict(enumerate(shares))
+            outputs = model.prepare(model.tokenize(texts), "training texts")
         else:
-            config = config_from(flatten(settings), self._own.layer)
-            table = config.data
-            assert table.path is not None
-            split, _ = load_split(
-                table.path,
-                "train",
-                text=list(table.text) if table.text else None,
-                label=table.label,
-                classes=labels,
-            )
-            texts, text_labels = split.texts, split.labels
+            # Which file and which columns is the client's to say alone: a server that could name them could read them.
+            asked = {key: value for key, value in flatten(settings).items() if not key.startswith("data.")}
+            config = config_from(asked, self._own.layer)
             if self._own.client >= config.federation.num_clients:
                 raise InputError(
                     f"client must be below the server's federation.num_clients = {config.federation.num_clients}, "
                     f"got {self._own.client}"
                 )
-            rows = {self._own.client: np.arange(len(texts))}
-        model = load_model(config, labels)
-        outputs = model.prepare(model.tokenize(texts), "training texts")
+            model = _same_model(config, labels, trunk_sha256)
+            try:
+                split = _own_texts(config, labels)
+                outputs = model.prepare(model.tokenize(split.texts), "training texts")
+            except InputError as error:
+                say(f"{error}")  # here alone: such a sentence may quote a text
+                raise InputError("its texts cannot be used; the client's own log tells why") from None
+            text_labels, rows = split.labels, {self._own.client: np.arange(len(split.texts))}
         return _Prepared(settings, labels, model, outputs, text_labels, rows)
 
 
+def _same_model(config: Config, labels: list[str], trunk_sha256: str) -> Model:
+    """The model of a request's settings, if its frozen weights are the server's."""
+    model = load_model(config, labels)
+    found = model.encoder.trunk_digest
+    if trunk_sha256 != found:
+        raise InputError(
+            f"the frozen weights must be those of the server ({trunk_sha256[:12]}), got {found[:12]} for "
+            f"{config.model.name}; give every machine the same model"
+        )
+    return model
+
+
+def _own_texts(config: Config, labels: list[str]) -> Split:
+    table = config.data
+    assert table.path is not None
+    text = list(table.text) if table.text else None
+    split, _ = load_split(table.path, "train", text=text, label=table.label, classes=labels)
+    return split
+
+
 def main() -> None:
-    """Serve one client until stopped."""
-    own = read_own_settings(Path(sys.argv[1]))
-    worker = Worker(own)
-    with line.listening(own.socket) as listener:
-        say(f"Client {own.client} is ready; its worker listens on {own.socket}.")
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                _serve(worker, connection)
+    """Serve one client until stopped; ends with 2 where starting it again would not help."""
+    try:
+        own = read_own_settings(Path(sys.argv[1]))
+        worker = Worker(own)
+        with line.listening(own.socket) as listener:
+            say(f"Client {own.client} is ready; its worker listens on {own.socket}.")
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    _serve(worker, connection)
+    except InputError as error:
+        say(f"Error: {error}")
+        sys.exit(2)
 
 
 def _serve(worker: Worker, connection: socket.socket) -> None:
     """Answer one request; whoever asked may have gone meanwhile."""
     kind = "unread"
+    connection.settimeout(_LONGEST_SILENCE_S)
     try:
         header, floats = line.receive(connection)
         kind = str(header.get("kind"))
         line.send(connection, *worker.answer(header, floats))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         say(f"A request ({kind}) broke off: {error}")
 
 
