@@ -13,7 +13,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.rivals.flower_peft.process import SWITCHES
+# No reports home, no look for a newer version, no installation of packages when an app starts.
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 BIN = Path(sys.executable).parent
 _MARK = "SPLITRANK_BENCHMARK"

@@ -7,24 +7,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-BIN = Path(sys.executable).parent
-# No reports home, no look for newer versions, no installation of packages when an app starts.
-SWITCHES = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+from benchmarks.loopback import BIN, SWITCHES, free_ports, listens
+
 IS_UP = "The server is up"
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
 
@@ -37,14 +29,6 @@ def app_folder(root: Path) -> Path:
 
 def free_port() -> int:
     return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @dataclass
@@ -113,12 +97,6 @@ def wait_for(condition, seconds: float, what: str, every_s: float = 0.2) -> None
     while not condition():
         assert time.monotonic() < ends, f"{what} within {seconds} s"
         time.sleep(every_s)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def write_connections(home: Path | str, **connections: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -23,14 +24,19 @@ def replies(*after_s: float) -> list[Reply]:
 
 def test_a_link_from_probes():
     # 0.5 s for a short message; 2 s and 8 s more for a million numbers of 32 bits.
-    link, is_enough = probed(replies(3.0, 3.5, 6.0, 14.5), 1_000_000)
+    link, is_enough = probed(replies(3.0, 3.5, 6.0, 14.5), 1_000_000, math.inf)
     assert (link.short_s, link.downlink_bps, link.uplink_bps) == (0.5, 16e6, 4e6)
     assert not is_enough
-    assert probed(replies(3.0, 3.5, 8.0, 16.5), 1_000_000)[1]
+    assert probed(replies(3.0, 3.5, 8.0, 16.5), 1_000_000, math.inf)[1]
+
+
+def test_a_short_probe_that_was_held_up_does_not_count():
+    link, _ = probed(replies(3.0, 9.0, 11.5, 20.0), 1_000_000, 0.5)
+    assert (link.short_s, link.downlink_bps, link.uplink_bps) == (0.5, 16e6, 4e6)
 
 
 def test_a_link_too_quick_to_measure_is_no_hindrance():
-    link, is_enough = probed(replies(3.0, 4.0, 4.5, 5.0), 1000)
+    link, is_enough = probed(replies(3.0, 4.0, 4.5, 5.0), 1000, math.inf)
     assert not is_enough
     assert link.uplink_bps == link.downlink_bps == pytest.approx(3.2e7)
 

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import http_grid
 
 from splitrank.federation.flower import post
 from splitrank.federation.flower.payload import NO_FLOATS, pack
 from splitrank.federation.flower.post import Post
 
 pytestmark = pytest.mark.extras
+
+
+def test_an_array_on_its_way_is_noticed_soon():
+    """Flower would look after 1, 3 and 7 s."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+
+    begun_s = time.monotonic()
+
+    def pull(object_id: str) -> bytes:
+        if time.monotonic() < begun_s + 4.0:
+            raise ObjectUnavailableError(object_id)
+        return b"here"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_grid, "pull_objects", None)
+        post.look_often()
+        of_the_grid = http_grid.HttpGrid.pull_messages.__globals__["pull_objects"]
+        assert of_the_grid(["an array"], pull) == {"an array": b"here"}
+    assert time.monotonic() < begun_s + 5.0
+
 
 ECHO = ({"kind": "echo", "length": 0}, NO_FLOATS)
 

@@ -104,7 +104,9 @@ def _cell(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
 
 
 def shortfall_text(shortfall: dict[str, Any]) -> str:
-    """What a client lacks, in words, from the ``"shortfall"`` of its plan."""
+    """What a client lacks, in words, from the ``"shortfall"`` of its plan; at rate 0 no time is enough."""
     unit, available = shortfall["unit"], f"{shortfall['available']:,.6g}"
-    needed = "more than any amount" if shortfall["needed"] is None else f"{shortfall['needed']:,.6g} {unit}"
+    if shortfall["needed"] is None:
+        return f"{shortfall['constraint']}, has no link"
+    needed = f"{shortfall['needed']:,.6g} {unit}"
     return f"{shortfall['constraint']}, needs {needed} and has {available} {unit}"

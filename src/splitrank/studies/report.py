@@ -198,15 +198,22 @@ def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
         if isinstance(labels, list)
         else "unknown classes"
     )
-    texts = [data.get("train_texts"), data.get("test_texts")]
+    # Where the clients have texts of their own, the server knows their numbers from what they registered.
+    own = sum(client.get("samples", 0) for client in runs[0].records[-1]["clients"])
+    texts = [data.get("train_texts") or own, data.get("test_texts")]
     amounts = " and ".join(f"{count:,} {what} texts" for count, what in zip(texts, ("training", "test"), strict=True)
                            if isinstance(count, int))  # fmt: skip
     sources = {_text(_data(run).get("source")) for run in runs}
     source = sources.pop() if len(sources) == 1 else _source(runs[0])
     facts = [f"Data: {source}; {classes}{f'; {amounts}' if amounts else ''}."]
+    measured = [run.config.workload.model == "measured" and not run.config.client.seconds_per_sample for run in runs]
+    if all(measured):
+        of_which = "planned for the measured machines and links"
+    else:
+        of_which = f"those of the simulated devices{', or planned for measured machines and links' * any(measured)}"
     facts.append(
-        "Accuracy and loss are measured. Latency, energy and bits are those of the simulated devices, per round; a "
-        "round takes as long as its slowest client."
+        f"Accuracy and loss are measured. Latency, energy and bits are {of_which}, per round; a round takes as long as "
+        "its slowest client."
     )
     if len(lines) < len(runs):
         facts.append(

@@ -122,10 +122,18 @@ def probes(length: int) -> list[Request]:
     ]
 
 
-def probed(replies: Sequence[Reply], length: int) -> tuple[Probed, bool]:
-    """A link's rates from the answers to :func:`probes`, and whether the probes were long enough to tell."""
+def probed(replies: Sequence[Reply], length: int, shortest_s: float) -> tuple[Probed, bool]:
+    """A link's rates from the answers to :func:`probes`, and whether the probes were long enough to tell.
+
+    Args:
+        replies: the answers.
+        length: of the long ones, in numbers.
+        shortest_s: what the quickest short message took in earlier probes, infinite if there were none; the quickest
+            of all is taken, since a short one that something else held up would make the long ones look quick.
+    """
     ends_s = [reply.after_s for reply in replies]
-    short_s, down_s, up_s = np.diff(ends_s)
-    extra_s = [max(0.0, float(taken - short_s)) for taken in (down_s, up_s)]
+    taken_s = [float(seconds) for seconds in np.diff(ends_s)]
+    short_s = min(shortest_s, max(0.0, taken_s[0]))
+    extra_s = [max(0.0, seconds - short_s) for seconds in taken_s[1:]]
     down_bps, up_bps = (min(_FASTEST_BPS, BITS_PER_FLOAT32 * length / max(extra, 1e-3)) for extra in extra_s)
-    return Probed(up_bps, down_bps, max(0.0, float(short_s))), min(extra_s) >= ENOUGH_S
+    return Probed(up_bps, down_bps, short_s), min(extra_s) >= ENOUGH_S

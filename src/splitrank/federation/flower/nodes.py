@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -324,12 +325,15 @@ class NodeClients:
         if not 0 <= client < num_clients or min(amounts) < 1:
             say(f"A node was refused: a client's number must be below {num_clients} and its amounts of text positive.")
             return False
+        if client in self.present and self.present[client].node == node:
+            return True  # it was asked again while its first answer was on the way
         if client in self.present:
             say(f"A node was refused: another one already stands for client {client}.")
             return False
         machine = link = None
         if self._measures:
             machine = None if self._asks_for_ranks else machine_from(reply.header.get("machine"))
+            say(f"Client {client}: measuring its link.")
             link = self._measured_link(node) if machine or self._asks_for_ranks else None
             if link is None:
                 say(f"A node was refused: client {client} or its link could not be measured.")
@@ -345,7 +349,7 @@ class NodeClients:
 
         The longest counts, since what else happens on the machines weighs least in it.
         """
-        found: Probed | None = None
+        before: Probed | None = None
         for length in PROBE_FLOATS:
             requests = [(node, request) for request in probes(length)]
             replies = self.post.exchange(requests, MessageType.QUERY, group="probe", wait_s=_LONGEST_PROBE_S)
@@ -353,11 +357,11 @@ class NodeClients:
             if failures:
                 say(f"A probe failed: {failures[0]}")
                 return None
-            before = found
-            found, is_enough = probed(replies, length)
+            found, is_enough = probed(replies, length, before.short_s if before else math.inf)
             if is_enough and before is not None and found.agrees_with(before):
-                break
-        return Link(found) if found else None
+                return Link(found)
+            before = found
+        return Link(before) if before else None
 
 
 def _spoken(machine: Machine | None, link: Link) -> str:

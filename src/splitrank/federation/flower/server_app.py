@@ -9,6 +9,7 @@ run was begun is gone on with.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -21,6 +22,7 @@ from splitrank.config import Config, load_config
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.flower.nodes import NodeClients, connect
+from splitrank.federation.flower.post import look_often
 from splitrank.federation.loop import load_data, run
 from splitrank.federation.round_lines import round_lines
 from splitrank.files import try_lock
@@ -37,6 +39,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation over Flower's nodes until its last round or its target."""
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    look_often()
+    del sys.argv[1:]  # Flower's, a token among them, which manifest.json must not keep
     try:
         _run(grid, context)
     except (InputError, RunError) as error:

@@ -125,7 +125,9 @@ def main() -> None:
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, preexec_fn=_end_with_parent)
+    """A process of its own session, so that a terminal's Ctrl-C reaches the station alone, which ends the others."""
+    environment = {**os.environ, **ENVIRONMENT}
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
 
 
 def _end_with_parent() -> None:
