@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tomllib
 
 import pytest
@@ -97,8 +98,14 @@ def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settin
     settings |= {"data.path": "x", "data.text": ["label"], "data.label": "text", "federation.num_clients": 2}
     model = load_model(config_from({**settings, "data.path": str(tiny_texts)}), ["a", "b"])
     header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
+    # With the real classes the client reads its own columns, whatever the server says they are.
+    classes = sorted({row["label"] for row in csv.DictReader(texts.splitlines())})
     worker = Worker(read_own_settings(file))
-    answers = [worker.answer(header, NO_FLOATS)[0]]
+    told = worker.answer({**header, "labels": classes}, NO_FLOATS)[0]
+    worker.close()
+    assert (told["kind"], told["samples"]) == ("joined", len(texts.splitlines()) - 1)
+
+    answers = [Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0]]
     (file.parent / "train.csv").write_text(texts.partition("\n")[2])  # no header: its first text names a column
     answers.append(Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0])
     for answer in answers:

@@ -21,7 +21,7 @@ from splitrank.planning.problem import (
     settle,
 )
 from splitrank.planning.solvers.bisection import bisection
-from splitrank.planning.solvers.branch_and_bound import branch_and_bound
+from splitrank.planning.solvers.branch_and_bound import branch_and_bound, relaxation
 from splitrank.planning.solvers.exact import exact
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz, random_frequency
 from splitrank.planning.workload import Workload
@@ -93,6 +93,13 @@ def test_solvers_agree_where_a_budget_is_met_exactly(edge_rank: int) -> None:
     assert set(best[able]) == {edge_rank - 1, edge_rank}
     np.testing.assert_array_equal(bisection(problem), best)
     np.testing.assert_array_equal(branch_and_bound(problem), best)
+
+
+def test_the_relaxation_needs_no_walk() -> None:
+    """Its floor is the answer, but for rounding: a slope that forgot a term would end far below."""
+    for seed in range(20):
+        problem = random_problem(seed, 400)
+        np.testing.assert_array_equal(np.floor(relaxation(problem) * (1 + 1e-9)), exact(problem))
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=20), seeds)

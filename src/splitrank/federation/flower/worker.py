@@ -75,6 +75,12 @@ class Worker:
         self._own = own
         self._prepared: _Prepared | None = None
 
+    def close(self) -> None:
+        """Let go of model and cache."""
+        if self._prepared is not None:
+            self._prepared.outputs.close()
+            self._prepared = None
+
     def answer(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
         """Do what a request asks for; what goes wrong becomes an answer, too, and never carries any text."""
         try:
@@ -213,9 +219,7 @@ class Worker:
             or (ready.settings, ready.labels) != (settings, labels)
             or ready.model.encoder.trunk_digest != header["trunk_sha256"]
         ):
-            if ready is not None:
-                ready.outputs.close()
-                self._prepared = None
+            self.close()
             ready = self._prepared = self._load(settings, labels, header["trunk_sha256"])
         client = self._own.client if self._own else int(header["client"])
         if client not in ready.rows:
