@@ -211,7 +211,7 @@ class NodeClients:
         results = {}
         for client, reply in zip(clients, replies, strict=True):
             results[client] = self._checked(client, reply, start, round)
-            self._learn(client, reply, results[client], len(floats) * BITS_PER_FLOAT32)
+            self._learn(client, reply, results[client], round, len(floats) * BITS_PER_FLOAT32)
         return results
 
     def evaluate(self, state: State) -> Evaluation:
@@ -241,15 +241,18 @@ class NodeClients:
             wall["wall_energy_j"] = machine.power_w * busy_s
         return replace(checked, wall=wall)
 
-    def _learn(self, client: int, reply: Reply, result: Update | Missed, bits: float) -> None:
-        """Keep the link's estimate running; where no answer came the client is to join, and be measured, again."""
+    def _learn(self, client: int, reply: Reply, result: Update | Missed, round: int, bits: float) -> None:
+        """Keep the link's estimate running; where no answer came the client is to join, and be measured, again.
+
+        The first round teaches nothing: half of an adapter is zeros then, and Flower sends equal pieces only once.
+        """
         member = self.present[client]
         if member.link is None:
             return
         if reply.floats is None:
             del self.present[client]
             self.post.ask_again(member.node)
-        elif isinstance(result, Update) and "wall_compute_s" in result.wall:
+        elif round > 1 and isinstance(result, Update) and "wall_compute_s" in result.wall:
             member.link.took(reply.after_s, bits, bits, result.wall["wall_compute_s"])
 
     def _request(self, kind: str, client: int | None = None, **values: Any) -> Header:
