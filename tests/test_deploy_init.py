@@ -69,6 +69,14 @@ def test_what_is_written(tmp_path):
             subprocess.run(["bash", "-n", file], check=True)
     config = config_from(flatten(read_toml(folder / "server" / "config.toml")))
     assert (config.federation.num_clients, config.federation.min_clients) == (3, 2)
+    assert config.workload.model == "measured"
     numbers = [read_toml(folder / f"client-{client}" / "client.toml")["node"]["client"] for client in range(3)]
     assert numbers == [0, 1, 2]
     assert Path(folder / "compose.yaml").read_text().count("restart: unless-stopped") == 4
+
+
+def test_one_client(tmp_path):
+    """Too few for an average, enough to try it."""
+    init(tmp_path / "new", server="h", num_clients=1, port=9092)
+    config = config_from(flatten(read_toml(tmp_path / "new" / "server" / "config.toml")))
+    assert (config.federation.num_clients, config.federation.min_clients) == (1, 1)

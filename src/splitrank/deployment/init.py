@@ -46,6 +46,7 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
     values = {
         "SERVER": server,
         "NUM_CLIENTS": str(num_clients),
+        "MIN_CLIENTS": str(min(2, num_clients)),
         "PORT": str(port),
         "SUPERLINK_PORT": str(_SUPERLINK_PORT),
         "APP_PORT": str(_APP_PORT),
