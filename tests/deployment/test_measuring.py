@@ -119,6 +119,21 @@ def test_seconds_per_sample_at_two_ranks(tiny_config):
     assert found.power_w == pytest.approx(found.capacitance * found.reference_frequency_hz**3)
 
 
+def test_a_machines_speed_runs_with_the_rounds():
+    """Timed while it was busy, a machine is soon planned as quick as it is; a single slow round changes little."""
+    told = replace(machine.UNKNOWN_MACHINE, seconds_per_sample=0.02, seconds_per_sample_per_rank=1e-4)
+    estimate = machine.MachineEstimate(told)
+    assert estimate.machine == told
+    for busy_s, frequency_hz in ((4.0, 1e9), (8.0, 5e8), (40.0, 1e9)):  # 200 texts at rank 200 were planned as 8 s
+        estimate.took(busy_s, rank=200, num_samples=200, frequency_hz=frequency_hz)
+    now = estimate.machine
+    assert (now.seconds_per_sample, now.seconds_per_sample_per_rank) == pytest.approx((0.01, 5e-5))
+    assert replace(now, seconds_per_sample=0.02, seconds_per_sample_per_rank=1e-4) == told
+    for _ in range(10):
+        estimate.took(16.0, rank=200, num_samples=200, frequency_hz=1e9)
+    assert estimate.machine.seconds_per_sample == pytest.approx(0.04)
+
+
 @pytest.mark.parametrize("clock", ["paced", "cpufreq"])
 def test_a_machine_that_rests_spends_its_full_clocks_energy(tiny_config, clock):
     """The energy planned at half the clock: a quarter where the clock is set, all of it where the machine rests."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import tomllib
 
 import pytest
@@ -132,3 +133,17 @@ def test_nginx_is_asked_for(file, monkeypatch):
     monkeypatch.setenv("PATH", str(file.parent))
     with pytest.raises(InputError, match="nginx must be installed"):
         commands(read_own_settings(file), file)
+
+
+def test_programs_are_found_by_the_path(file, monkeypatch, tmp_path):
+    """Scripts are not beside every Python: Debian's, and what `pip install --user` puts into ~/.local/bin."""
+    elsewhere = tmp_path / "bin"
+    elsewhere.mkdir()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "usr" / "python3"))
+    monkeypatch.setenv("PATH", str(elsewhere))
+    file.write_text(file.read_text().replace("[node]", "[node]\nplaintext = true"))
+    with pytest.raises(InputError, match="flower-supernode must be installed"):
+        commands(read_own_settings(file), file)
+    (elsewhere / "flower-supernode").write_text("")
+    (elsewhere / "flower-supernode").chmod(0o755)
+    assert commands(read_own_settings(file), file)["SuperNode"][0] == "flower-supernode"

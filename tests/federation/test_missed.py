@@ -80,13 +80,25 @@ def test_pace_takes_time_and_changes_nothing(tiny_config):
 
     quick = trained(Pace())
     begun_s = time.monotonic()
-    slow = trained(Pace(planned_s=1.0))
+    slow = trained(Pace(slowdown=1e3, planned_s=1.0))
     assert 1.0 <= time.monotonic() - begun_s < 3.0
     ours, theirs = quick.adapter.tensors(), slow.adapter.tensors()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(RunError, match="given up"):
         trained(Pace(stop_at_s=time.monotonic()))
     clients.close()
+
+
+def test_a_pace_that_is_ahead_rests_no_longer_than_its_clock_asks():
+    """A machine that is quicker than its plan is as much quicker at a lower clock; one at full clock never rests."""
+    for slowdown, at_least_s, at_most_s in ((1.0, 0.0, 0.02), (3.0, 0.25, 0.5)):
+        pace = Pace(slowdown=slowdown, planned_s=60.0)
+        begun_s = time.monotonic()
+        for step in range(5):
+            time.sleep(0.03)
+            pace.keep(begun_s, (step + 1) / 5)
+        assert at_least_s <= pace.rested_s <= at_most_s
+        assert time.monotonic() - begun_s - pace.rested_s < 0.3
 
 
 def test_updates_in_any_order_give_the_same_model(tiny_config):

@@ -48,10 +48,8 @@ def sign(app: Path, key_file: Path, folder: Path) -> None:
             f"SIGNING_KEY must be an Ed25519 key, got another kind in {key_file}; try ssh-keygen -t ed25519"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        flwr = str(Path(sys.executable).with_name("flwr"))
-        subprocess.run(
-            [flwr, "build", "--app", str(app.resolve())], cwd=temporary, check=True, stdout=subprocess.DEVNULL
-        )
+        build = [sys.executable, "-m", "flwr.cli.app", "build", "--app", str(app.resolve())]
+        subprocess.run(build, cwd=temporary, check=True, stdout=subprocess.DEVNULL)
         (built,) = Path(temporary).glob("*.fab")
         bundle = built.read_bytes()
     signed_at = int(time.time())

@@ -141,6 +141,6 @@ def _adapter_folder(run: Path) -> tuple[Path, Path | None]:
             f'{run} has a model per client (model.head = "local"); choose one, such as {adapter / "client-0"}'
         )
     if (run / "config.toml").is_file():
-        hint = f"splitrank run --resume --out {run}"
+        hint = f"splitrank run --resume --out {run} (a deployment's with its run.sh)"
         raise InputError(f"{run} must be a finished run, got one without adapter/; finish it with: {hint}")
     raise InputError(f"RUN_DIR must be the folder of a run, got {run}")

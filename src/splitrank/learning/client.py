@@ -65,18 +65,37 @@ class Update:
     wall: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pace:
     """How fast a real machine may work, and until when; neither changes what is learnt.
 
     Attributes:
-        planned_s: seconds over which the steps are spread evenly, so that a machine whose clock cannot be set works as
-            if it had been; 0 for as fast as it can.
+        slowdown: how many times as long it is to take, by resting between steps, so that a machine whose clock cannot
+            be set works as if it had been; 1 for as fast as it can.
+        planned_s: seconds beyond which it rests no more, however much it is behind that.
         stop_at_s: moment of ``time.monotonic()`` at which training is given up; infinite for never.
+        rested_s: seconds that it has rested.
     """
 
-    planned_s: float = 0.0
+    slowdown: float = 1.0
+    planned_s: float = math.inf
     stop_at_s: float = math.inf
+    rested_s: float = 0.0
+
+    def keep(self, started_s: float, share_done: float) -> None:
+        """Rest until a step is due to be over, or give up.
+
+        Raises:
+            RunError: time ran out.
+        """
+        now_s = time.monotonic()
+        taken_s = now_s - started_s
+        due_s = min(self.planned_s * share_done, self.slowdown * (taken_s - self.rested_s))
+        if due_s > taken_s:
+            time.sleep(due_s - taken_s)
+            self.rested_s += time.monotonic() - now_s
+        if time.monotonic() > self.stop_at_s:
+            raise RunError("the round's time was over before the training was; it was given up")
 
 
 FULL_SPEED = Pace()
@@ -212,7 +231,7 @@ def descend(
             optimizer.step()
             loss_sum += loss.detach().double() * len(batch)
             num_done += 1
-            _keep(pace, started_s, num_done / len(batches))
+            pace.keep(started_s, num_done / len(batches))
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
     if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(parameters))):
         raise RunError(
@@ -220,15 +239,6 @@ def descend(
             f"try a train.learning_rate below {training.learning_rate:g}"
         )
     return train_loss
-
-
-def _keep(pace: Pace, started_s: float, share_done: float) -> None:
-    """Rest until a step is due to be over, or give up."""
-    ahead_s = started_s + pace.planned_s * share_done - time.monotonic()
-    if ahead_s > 0:
-        time.sleep(ahead_s)
-    if time.monotonic() > pace.stop_at_s:
-        raise RunError("the round's time was over before the training was; it was given up")
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 Speed: seconds per sample are timed at two ranks and taken for a line in the rank. Power: Linux's energy counters
 (powercap, "RAPL") where they can be read, else Ω·f³ with ``client.capacitance``. Clock: where the operating system lets
 the program (cpufreq), the planned frequency is set; otherwise training is paced to take as long as it would there,
-which keeps the plan's time but spends the energy of the clock as it is, and the plan reckons with that.
+which keeps the plan's time but spends the energy of the clock as it is, and the plan reckons with that. The speed is
+kept running by the rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ COUNTERS = Path("/sys/class/powercap")
 _RANKS = (2, 32)
 _MOST_BATCHES = 8
 _LEAST_S, _LEAST_TIMES = 1.0, 3
+_KEPT = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,46 @@ class Machine:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a message."""
         return asdict(self)
+
+
+@dataclass
+class MachineEstimate:
+    """What is known of a machine: what was measured, its speed kept running by the rounds since.
+
+    A machine that was busy while it was timed, or now is, takes a and b times its slowness: the median, over the last
+    rounds, of what training took at full clock over what a + b·r says.
+
+    Attributes:
+        measured: by :func:`measured_machine`.
+        slowness: of the last rounds.
+    """
+
+    measured: Machine
+    slowness: list[float] = field(default_factory=list)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine as it is now."""
+        times = statistics.median(self.slowness or [1.0])
+        return replace(
+            self.measured,
+            seconds_per_sample=times * self.measured.seconds_per_sample,
+            seconds_per_sample_per_rank=times * self.measured.seconds_per_sample_per_rank,
+        )
+
+    def took(self, busy_s: float, rank: int, num_samples: int, frequency_hz: float) -> None:
+        """Learn from a round.
+
+        Args:
+            busy_s: what training took without rests [s].
+            rank: at which.
+            num_samples: texts trained on, each as often as there are epochs.
+            frequency_hz: clock at which it ran [Hz].
+        """
+        measured = self.measured
+        planned_s = num_samples * (measured.seconds_per_sample + measured.seconds_per_sample_per_rank * rank)
+        at_full_clock_s = busy_s * frequency_hz / measured.reference_frequency_hz
+        self.slowness = [*self.slowness, at_full_clock_s / planned_s][-_KEPT:]
 
 
 UNKNOWN_MACHINE = Machine(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "paced")

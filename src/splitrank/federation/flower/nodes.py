@@ -185,16 +185,18 @@ class NodeClients:
     def _order(self, plan: Plan, client: int, round: int, wait_s: float) -> Header:
         """The request for an update; a client that plans for itself finds its own frequency from its link."""
         order: dict[str, Any] = {"round": round, "rank": plan.rank, "measure": self._measures, "link": None}
-        order.update(frequency_hz=None, planned_s=0.0, stop_after_s=wait_s)
+        order.update(frequency_hz=None, full_frequency_hz=None, planned_s=None, stop_after_s=wait_s)
         if self._measures:
-            link = self.present[client].link
+            machine, link = self.present[client].machine, self.present[client].link
             assert link is not None
             order["stop_after_s"] = wait_s - float(plan.uplink_s[client])
             if self._asks_for_ranks:
                 known = {name: getattr(link, name) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
-                order.update(planned_s=None, link={**known, "latency_margin": self._latency_margin})
+                order["link"] = {**known, "latency_margin": self._latency_margin}
             else:
+                assert machine is not None
                 order.update(frequency_hz=float(plan.frequency_hz[client]), planned_s=float(plan.compute_s[client]))
+                order["full_frequency_hz"] = machine.reference_frequency_hz
         return self._request("train", client, **order)
 
     def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update | Missed]:
@@ -242,9 +244,10 @@ class NodeClients:
         return replace(checked, wall=wall)
 
     def _learn(self, client: int, reply: Reply, result: Update | Missed, round: int, bits: float) -> None:
-        """Keep the link's estimate running; where no answer came the client is to join, and be measured, again.
+        """Keep the estimates running; where no answer came the client is to join, and its link be measured, again.
 
-        The first round teaches nothing: half of an adapter is zeros then, and Flower sends equal pieces only once.
+        The first round teaches nothing of the link: half of an adapter is zeros then, and Flower sends equal pieces
+        only once.
         """
         member = self.present[client]
         if member.link is None:
@@ -252,8 +255,11 @@ class NodeClients:
         if reply.floats is None:
             del self.present[client]
             self.post.ask_again(member.node)
-        elif round > 1 and isinstance(result, Update) and "wall_compute_s" in result.wall:
-            member.link.took(reply.after_s, bits, bits, result.wall["wall_compute_s"])
+        elif isinstance(result, Update):
+            if round > 1 and "wall_compute_s" in result.wall:
+                member.link.took(reply.after_s, bits, bits, result.wall["wall_compute_s"])
+            if member.machine is not None and (machine := machine_from(reply.header.get("machine"))) is not None:
+                self.present[client] = self.known[client] = replace(member, machine=machine)
 
     def _request(self, kind: str, client: int | None = None, **values: Any) -> Header:
         """A request's header: what every client needs to do anything, and the values of this one."""
@@ -368,7 +374,7 @@ class NodeClients:
 
 
 def _spoken(machine: Machine | None, link: Link) -> str:
-    rates = f"{link.uplink_bps / 1e6:.3g} Mbit/s up, {link.downlink_bps / 1e6:.3g} down"
+    rates = f"{_mbps(link.uplink_bps)} Mbit/s up, {_mbps(link.downlink_bps)} down"
     spoken_link = f"link {rates}, {link.overhead_s:.2g} s beside"
     if machine is None:
         return f"keeps its machine to itself; {spoken_link}"
@@ -377,6 +383,10 @@ def _spoken(machine: Machine | None, link: Link) -> str:
         f"{machine.seconds_per_sample * 1e3:.3g} ms and {machine.seconds_per_sample_per_rank * 1e6:.3g} µs per rank "
         f"and text, {machine.power_w:.3g} W ({machine.power_from}); {spoken_link}"
     )
+
+
+def _mbps(rate_bps: float) -> str:
+    return f"{rate_bps / 1e6:.3g}" if rate_bps < 1e9 else "over 1000"
 
 
 def _is_amount(value: Any) -> TypeGuard[float]:

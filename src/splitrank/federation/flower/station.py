@@ -44,14 +44,17 @@ def commands(own: OwnSettings, file: Path) -> dict[str, list[str]]:
     """The commands of a client's processes, by name, in the order in which to start them.
 
     Raises:
-        InputError: neither certificates nor plaintext are asked for, or nginx is not there.
+        InputError: neither certificates nor plaintext are asked for, or nginx or Flower is not there.
     """
     node = own.node
     if "server" not in node:
         raise InputError(f"{file}: node.server must name the server and its port, got nothing; try HOST:9092")
     worker = [sys.executable, "-m", "splitrank.federation.flower.worker", str(file)]
-    supernode = [str(Path(sys.executable).with_name("flower-supernode"))]
-    supernode += ["--node-config", f"worker={json.dumps(str(own.socket))}", "--port", str(own.port)]
+    if shutil.which("flower-supernode", path=_path()) is None:
+        raise InputError(
+            'flower-supernode must be installed, got none on the PATH; try pip install "splitrank[flower]"'
+        )
+    supernode = ["flower-supernode", "--node-config", f"worker={json.dumps(str(own.socket))}", "--port", str(own.port)]
     if node.get("plaintext") is True:
         say("Warning: node.plaintext is on; everybody on the way reads and changes what is sent. For trials only.")
         return {"worker": worker, "SuperNode": [*supernode, "--superlink", node["server"], "--insecure"]}
@@ -124,9 +127,14 @@ def main() -> None:
         lock.close()
 
 
+def _path() -> str:
+    """The PATH for Flower's programs, with those beside this Python first: its environment may not be activated."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
     """A process of its own session, so that a terminal's Ctrl-C reaches the station alone, which ends the others."""
-    environment = {**os.environ, **ENVIRONMENT}
+    environment = {**os.environ, **ENVIRONMENT, "PATH": _path()}
     return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
 
 

@@ -29,7 +29,7 @@ from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation.budgets import ClientTexts, Measured, measured_problem, round_problem, round_workload
 from splitrank.federation.flower import line
 from splitrank.federation.flower.links import noise
-from splitrank.federation.flower.machine import Machine, at_frequency, measured_machine, read_energy_j
+from splitrank.federation.flower.machine import Machine, MachineEstimate, at_frequency, measured_machine, read_energy_j
 from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.loop import load_data
@@ -65,7 +65,7 @@ class _Prepared:
     outputs: TrunkOutputs
     text_labels: NDArray[np.int64]
     rows: Mapping[int, NDArray[np.int64]]
-    machines: dict[int, Machine] = field(default_factory=dict)
+    machines: dict[int, MachineEstimate] = field(default_factory=dict)
 
 
 class Worker:
@@ -158,13 +158,14 @@ class Worker:
         return of_client(problem, client)
 
     def _machine(self, prepared: _Prepared, client: int) -> Machine:
-        """What this machine is, measured once for a run's settings."""
+        """What this machine is, measured once for a run's settings and kept running by the rounds."""
         if client not in prepared.machines:
             say("Measuring this machine.")
             rows, labels = prepared.rows[client], prepared.text_labels
-            prepared.machines[client] = measured_machine(prepared.model, prepared.outputs, rows, labels, client)
-            say(f"{prepared.machines[client]}")
-        return prepared.machines[client]
+            measured = measured_machine(prepared.model, prepared.outputs, rows, labels, client)
+            prepared.machines[client] = MachineEstimate(measured)
+            say(f"{measured}")
+        return prepared.machines[client].machine
 
     def _train(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
         started_s = time.monotonic()
@@ -175,18 +176,21 @@ class Worker:
             raise InputError(
                 f"an adapter of rank {rank} must have {lora.num_numbers(like, rank)} numbers, got {len(floats)}"
             )
-        planned_s, frequency_hz = header["planned_s"], header["frequency_hz"]
-        if header["measure"] and planned_s is None:
+        frequency_hz, full_hz, planned_s = (header[key] for key in ("frequency_hz", "full_frequency_hz", "planned_s"))
+        if header["measure"] and frequency_hz is None:
             policy = prepared.model.config.planner.frequency_policy
             plan = make_plan(
                 self._own_problem(prepared, client, header), method="exact", frequency_policy=policy, rank=rank
             )
-            planned_s, frequency_hz = float(plan.compute_s[0]), float(plan.frequency_hz[0])
-        pace = Pace(planned_s=planned_s or 0.0, stop_at_s=started_s + float(header["stop_after_s"]))
+            frequency_hz, planned_s = float(plan.frequency_hz[0]), float(plan.compute_s[0])
+            full_hz = self._machine(prepared, client).reference_frequency_hz
         say(f"Round {round}: training at rank {rank}.")
         start = State(round - 1, lora.from_flat(torch.from_numpy(floats.copy()), like, rank), {})
-        before_j, before_cpu_s = read_energy_j(), time.process_time()
-        with at_frequency(frequency_hz) if pace.planned_s else nullcontext():
+        pace = Pace(stop_at_s=started_s + float(header["stop_after_s"]))
+        before_j, before_cpu_s, before_s = read_energy_j(), time.process_time(), time.monotonic()
+        with at_frequency(frequency_hz) if frequency_hz else nullcontext(False) as is_set:
+            if frequency_hz and not is_set:
+                pace.slowdown, pace.planned_s = full_hz / frequency_hz, planned_s
             update = prepared.model.train(
                 prepared.outputs,
                 prepared.rows[client],
@@ -196,7 +200,11 @@ class Worker:
                 client=client,
                 pace=pace,
             )
-        after_j = read_energy_j()
+        busy_s, after_j = time.monotonic() - before_s - pace.rested_s, read_energy_j()
+        machine = prepared.machines.get(client)
+        if machine is not None and frequency_hz:
+            num_samples = len(prepared.rows[client]) * prepared.model.config.federation.local_epochs
+            machine.took(busy_s, rank, num_samples, frequency_hz if is_set else full_hz)
         is_private = prepared.model.config.planner.where == "client"
         answer = {
             "kind": "update",
@@ -207,6 +215,7 @@ class Worker:
             "compute_s": time.monotonic() - started_s,
             "busy_s": None if is_private else (time.process_time() - before_cpu_s) / torch.get_num_threads(),
             "energy_j": None if is_private or before_j is None or after_j is None else max(0.0, after_j - before_j),
+            "machine": None if is_private or machine is None else machine.machine.to_json(),
         }
         return answer, lora.to_flat(update.adapter).numpy()
 

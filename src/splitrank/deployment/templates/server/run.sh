@@ -3,7 +3,7 @@
 # showing, not the run. Options go to `flwr run`.
 set -euo pipefail
 cd "$(dirname "$0")"
-export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 PYTHONUNBUFFERED=1
 splitrank config check config.toml
 if ! flwr supernode list server >/dev/null 2>&1; then
   echo "Error: the server must be up, but does not answer; start ./start.sh first" >&2
