@@ -4,12 +4,13 @@ is learnt is what the same clients would have learnt in one process."""
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 
 from splitrank.federation.flower.own_settings import read_own_settings
 from splitrank.federation.flower.station import commands
-from tests.deployment import hostile_worker
+from tests.deployment import hostile_worker, slow_worker
 from tests.deployment.flower_processes import (
     Deployment,
     deployment,
@@ -20,6 +21,7 @@ from tests.deployment.flower_processes import (
 )
 from tests.deployment.hostile_worker import SPOILT_ROUNDS
 from tests.deployment.in_process import in_process
+from tests.deployment.slow_worker import SLOW_ROUND
 
 pytestmark = pytest.mark.field
 
@@ -49,13 +51,13 @@ def away(lines: list[dict], client: int) -> list[int]:
     return [round for round, entry in told.items() if entry["dropped"] and "missed" not in entry]
 
 
-def start_hostile(deployed: Deployment, client: int) -> None:
-    """A client whose worker is the hostile one."""
+def start_with(worker: ModuleType, deployed: Deployment, client: int) -> None:
+    """A client whose worker is another one."""
     file = deployed.folder / f"client-{client}" / "client.toml"
     own = commands(read_own_settings(file), file)
-    own["worker"] = [sys.executable, hostile_worker.__file__, str(file)]
+    own["worker"] = [sys.executable, str(worker.__file__), str(file)]
     for name, command in own.items():
-        deployed.running.start(f"hostile-{name}", *command)
+        deployed.running.start(f"client-{client}-{name}", *command)
 
 
 def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
@@ -64,7 +66,7 @@ def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
         deployed.start_server()
         deployed.start_client(0)
         deployed.start_client(1)
-        start_hostile(deployed, 2)
+        start_with(hostile_worker, deployed, 2)
         deployed.wait_for_nodes(60)
         deployed.start_run()
         deployed.wait_until_finished(180)
@@ -75,6 +77,31 @@ def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
         assert expected in reason
     assert not missed(lines, 0) | missed(lines, 1)
     assert lines == in_process(settings, tiny_texts, tmp_path / "in-process", lines)
+
+
+def test_a_client_ten_times_as_slow_as_planned_is_left_out(tiny_settings, tiny_texts, tmp_path):
+    """The least-energy policy spreads its training over the latency budget, so that it cannot keep that."""
+    latency_s, grace_s = 12.0, 2.0
+    settings = server_settings(tiny_settings, rounds=200, num_clients=2, grace_s=grace_s) + "[adapter]\nrank = 4\n"
+    for before, after in (("latency_s = 0.3", f"latency_s = {latency_s}"), ("energy_j = 0.12", "energy_j = 1e9")):
+        settings = settings.replace(before, after)
+    measured = settings + '[workload]\nmodel = "measured"\n'
+    with deployment(tmp_path / "flower", measured, tiny_texts, num_clients=2) as deployed:
+        deployed.start_server()
+        deployed.start_client(0)
+        start_with(slow_worker, deployed, 1)
+        deployed.wait_for_nodes(60)
+        deployed.start_run()
+        deployed.wait_for_rounds(SLOW_ROUND + 1, 240)
+        lines = records(deployed.run_folder)
+    assert list(missed(lines, 1)) == [SLOW_ROUND]
+    assert missed(lines, 1)[SLOW_ROUND].startswith(("no answer within 14 s", "the round's time was over"))
+    assert not missed(lines, 0)
+    assert lines[SLOW_ROUND]["wall_s"] < latency_s + grace_s + 3.0
+    expected = in_process(settings, tiny_texts, tmp_path / "in-process", lines)
+    assert [line["accuracy"] for line in lines] == [line["accuracy"] for line in expected]
+    trained = [[client.get("train_loss") for client in line["clients"]] for line in lines]
+    assert trained == [[client.get("train_loss") for client in line["clients"]] for line in expected]
 
 
 def test_a_client_that_dies_or_leaves_comes_back(tiny_settings, tiny_texts, tmp_path):

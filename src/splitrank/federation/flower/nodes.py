@@ -244,7 +244,7 @@ class NodeClients:
         return replace(checked, wall=wall)
 
     def _learn(self, client: int, reply: Reply, result: Update | Missed, round: int, bits: float) -> None:
-        """Keep the estimates running; where no answer came the client is to join, and its link be measured, again.
+        """Keep the estimates running; where no answer came the client is to join, and be measured, again.
 
         The first round teaches nothing of the link: half of an adapter is zeros then, and Flower sends equal pieces
         only once.

@@ -121,6 +121,7 @@ class Worker:
             "token_square_sum": int(amounts.token_square_sum[0]),
         }
         if header.get("measure"):
+            prepared.machines.pop(client, None)
             machine = self._machine(prepared, client)
             if prepared.model.config.planner.where == "server":
                 joined["machine"] = machine.to_json()
@@ -158,7 +159,7 @@ class Worker:
         return of_client(problem, client)
 
     def _machine(self, prepared: _Prepared, client: int) -> Machine:
-        """What this machine is, measured once for a run's settings and kept running by the rounds."""
+        """What this machine is, measured when it joins and kept running by the rounds."""
         if client not in prepared.machines:
             say("Measuring this machine.")
             rows, labels = prepared.rows[client], prepared.text_labels
