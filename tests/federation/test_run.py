@@ -241,7 +241,9 @@ RUN = "import sys; from splitrank.cli import app; sys.argv = ['splitrank', *sys.
 
 def start_run(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-c", RUN, "run", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Who starts the tests in the background has Ctrl-C ignored, and so would the run.
+    return subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 @pytest.mark.parametrize(("attempt", "head"), [(0, "full"), (1, "local")])
