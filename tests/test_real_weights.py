@@ -36,10 +36,11 @@ def test_the_demo_gains_40_points_and_starts_at_once_the_second_time(tmp_path, c
 @pytest.mark.real
 @pytest.mark.agnews
 def test_agnews_reaches_the_level_of_centralised_training(agnews: Path, tmp_path):
-    """One seed of `benchmarks/federated_matches_centralised.py`, its three seeds' mean being at least 0.89."""
+    """One seed of `benchmarks/federated_matches_centralised.py`, on fewer test texts; its mean is at least 0.89."""
     settings = [
         f'data.path="{agnews}"',
         "data.train_rows=12000",
+        "data.test_rows=3000",
         "adapter.rank=8",
         "adapter.target_modules=query-value",
         "budget.latency_s=1e6",
