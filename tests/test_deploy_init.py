@@ -72,7 +72,8 @@ def test_what_is_written(tmp_path):
     assert config.workload.model == "measured"
     numbers = [read_toml(folder / f"client-{client}" / "client.toml")["node"]["client"] for client in range(3)]
     assert numbers == [0, 1, 2]
-    assert Path(folder / "compose.yaml").read_text().count("restart: unless-stopped") == 4
+    assert Path(folder / "compose.yaml").read_text().count("<<: *machine") == 4
+    assert "!*.whl" in (folder / ".dockerignore").read_text()
 
 
 def test_one_client(tmp_path):

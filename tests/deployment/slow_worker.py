@@ -5,11 +5,7 @@ python tests/deployment/slow_worker.py CLIENT.toml
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from splitrank.federation.flower import line, worker
-from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower import worker
 from splitrank.learning.client import Pace
 
 SLOW_ROUND = 2
@@ -23,15 +19,14 @@ class TenTimesAsLong(Pace):
 
 
 def main() -> None:
-    own = read_own_settings(Path(sys.argv[1]))
-    answering = worker.Worker(own)
-    with line.listening(own.socket) as listener:
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                header, floats = line.receive(connection)
-                worker.Pace = TenTimesAsLong if header.get("round") == SLOW_ROUND else Pace
-                line.send(connection, *answering.answer(header, floats))
+    answer = worker.Worker.answer
+
+    def slowly(self, header, floats):
+        worker.Pace = TenTimesAsLong if header.get("round") == SLOW_ROUND else Pace
+        return answer(self, header, floats)
+
+    worker.Worker.answer = slowly
+    worker.main()
 
 
 if __name__ == "__main__":

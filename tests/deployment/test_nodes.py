@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -50,8 +51,43 @@ class Post:
         return Reply(*self.worker.answer({**header, "client": node}, floats), after_s=1.0)
 
 
+@pytest.fixture
+def connected(tiny_config, monkeypatch):
+    """A function from further settings to clients that have joined."""
+    monkeypatch.setattr(nodes, "Post", Post)
+    made = []
+
+    def connect(*settings: str) -> nodes.NodeClients:
+        config = load_config(str(tiny_config), [*MEASURED, *settings])
+        made.append(nodes.connect(None, config, load_data(config), tell_data=True))
+        return made[-1]
+
+    yield connect
+    for clients in made:
+        clients.post.worker.close()
+        clients.close()
+
+
+def test_training_at_a_set_clock_is_counted_at_full_clock(connected, monkeypatch):
+    """It takes as long as it takes there, without rests."""
+    monkeypatch.setattr(worker, "at_frequency", lambda frequency_hz: nullcontext(True))
+    clients = connected("budget.latency_s=20")
+    before = dict(clients.known)
+    _, record = run_round(clients.model.initial_state(), clients, clients.model.config)
+    for client, told in enumerate(record.clients):
+        machine = before[client].machine
+        share = told["frequency_hz"] / machine.reference_frequency_hz
+        assert share < 0.5
+        assert told["wall_compute_s"] < told["compute_s"] / 2
+        full_clock_s = told["samples"] * (
+            machine.seconds_per_sample + machine.seconds_per_sample_per_rank * told["rank"]
+        )
+        (slowness,) = clients.post.worker._prepared.machines[client].slowness
+        assert slowness * full_clock_s < told["wall_compute_s"] * share
+
+
 @pytest.mark.parametrize("where", ["server", "client"])
-def test_a_machine_timed_while_it_was_busy_is_soon_planned_as_it_is(tiny_config, monkeypatch, where):
+def test_a_machine_timed_while_it_was_busy_is_soon_planned_as_it_is(connected, monkeypatch, where):
     """And meanwhile it does not rest: it works at full clock."""
 
     def busy(*args):
@@ -59,21 +95,12 @@ def test_a_machine_timed_while_it_was_busy_is_soon_planned_as_it_is(tiny_config,
         return replace(found, seconds_per_sample=30 * found.seconds_per_sample)
 
     monkeypatch.setattr(worker, "measured_machine", busy)
-    monkeypatch.setattr(nodes, "Post", Post)
-    policy = ['planner.frequency_policy="least-latency"', f'planner.where="{where}"']
-    config = load_config(str(tiny_config), [*MEASURED, *policy])
-    clients = nodes.connect(None, config, load_data(config), tell_data=True)
-    prepared = clients.post.worker._prepared
-    timed_s = [prepared.machines[client].machine.seconds_per_sample for client in range(3)]
-    _, record = run_round(clients.model.initial_state(), clients, config)
+    clients = connected('planner.frequency_policy="least-latency"', f'planner.where="{where}"')
+    estimates = clients.post.worker._prepared.machines
+    timed_s = [estimates[client].machine.seconds_per_sample for client in range(3)]
+    _, record = run_round(clients.model.initial_state(), clients, clients.model.config)
     for client, told in enumerate(record.clients):
         assert told["wall_compute_s"] < timed_s[client] * told["samples"] / 5
-        assert prepared.machines[client].machine.seconds_per_sample < timed_s[client] / 5
-    if where == "server":
-        known_s = clients._measured().seconds_per_sample
-        assert all(known_s[client] < timed_s[client] / 5 for client in range(3))
-        assert clients.problem(2).num_clients == 3
-    else:
-        assert all(clients.known[client].machine is None for client in range(3))
-    clients.post.worker.close()
-    clients.close()
+        assert estimates[client].machine.seconds_per_sample < timed_s[client] / 5
+        known = clients.known[client].machine
+        assert known == (estimates[client].machine if where == "server" else None)

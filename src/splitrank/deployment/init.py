@@ -13,11 +13,8 @@ from splitrank.files import folder_built_atomically
 
 _SUPERLINK_PORT, _APP_PORT = 8000, 8008
 _COMPOSE_CLIENT = """  client-{client}:
-    build: .
-    user: "${{OWNER:-1000:1000}}"
-    volumes: ["./client-{client}:/federation"]
-    init: true
-    restart: unless-stopped"""
+    <<: *machine
+    volumes: ["./client-{client}:/federation"]"""
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _NAME = re.compile(rf"(?![0-9.]+$){_LABEL}(\.{_LABEL})*")
 

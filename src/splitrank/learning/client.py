@@ -99,6 +99,7 @@ class Pace:
 
 
 FULL_SPEED = Pace()
+"""Never rests, and so never changes."""
 
 
 @dataclass(frozen=True)

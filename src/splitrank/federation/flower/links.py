@@ -24,10 +24,12 @@ PROBE_FLOATS = (16_384, 131_072, 1_048_576)
 ENOUGH_S = 3.0
 """Seconds by which a longer probe must outlast the short one; Flower's own steps stray by up to a second."""
 
+KEPT_ROUNDS = 10
+"""How many of the last rounds an estimate rests on, that of a machine, too."""
+
 _FASTEST_BPS = 1e10
 # A SuperNode that waits for work looks every three seconds; a round's message wants some more of it than a probe.
 _MEAN_WAIT_S, _MOST_WAIT_S = 2.5, 4.0
-_KEPT = 10
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Link:
     def took(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
         """Learn from a round that took ``latency_s`` from sending to reply."""
         bits_s = uplink_bits / self.probed.uplink_bps + downlink_bits / self.probed.downlink_bps
-        self.rounds = [*self.rounds, (bits_s, max(0.0, latency_s - compute_s))][-_KEPT:]
+        self.rounds = [*self.rounds, (bits_s, max(0.0, latency_s - compute_s))][-KEPT_ROUNDS:]
 
 
 def noise(length: int) -> Floats:

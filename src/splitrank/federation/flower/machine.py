@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from splitrank.federation.budgets import per_client
+from splitrank.federation.flower.links import KEPT_ROUNDS
 from splitrank.federation.flower.payload import is_finite
 from splitrank.federation.model import Model
 from splitrank.federation.rounds import State
@@ -35,7 +36,6 @@ COUNTERS = Path("/sys/class/powercap")
 _RANKS = (2, 32)
 _MOST_BATCHES = 8
 _LEAST_S, _LEAST_TIMES = 1.0, 3
-_KEPT = 10
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,17 @@ class MachineEstimate:
             seconds_per_sample_per_rank=times * self.measured.seconds_per_sample_per_rank,
         )
 
-    def took(self, busy_s: float, rank: int, num_samples: int, frequency_hz: float) -> None:
+    def took(self, full_clock_s: float, rank: int, num_samples: int) -> None:
         """Learn from a round.
 
         Args:
-            busy_s: what training took without rests [s].
+            full_clock_s: what training took without rests, or would have at full clock [s].
             rank: at which.
             num_samples: texts trained on, each as often as there are epochs.
-            frequency_hz: clock at which it ran [Hz].
         """
         measured = self.measured
         planned_s = num_samples * (measured.seconds_per_sample + measured.seconds_per_sample_per_rank * rank)
-        at_full_clock_s = busy_s * frequency_hz / measured.reference_frequency_hz
-        self.slowness = [*self.slowness, at_full_clock_s / planned_s][-_KEPT:]
+        self.slowness = [*self.slowness, full_clock_s / planned_s][-KEPT_ROUNDS:]
 
 
 UNKNOWN_MACHINE = Machine(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "paced")

@@ -185,18 +185,16 @@ class NodeClients:
     def _order(self, plan: Plan, client: int, round: int, wait_s: float) -> Header:
         """The request for an update; a client that plans for itself finds its own frequency from its link."""
         order: dict[str, Any] = {"round": round, "rank": plan.rank, "measure": self._measures, "link": None}
-        order.update(frequency_hz=None, full_frequency_hz=None, planned_s=None, stop_after_s=wait_s)
+        order.update(frequency_hz=None, planned_s=None, stop_after_s=wait_s)
         if self._measures:
-            machine, link = self.present[client].machine, self.present[client].link
+            link = self.present[client].link
             assert link is not None
             order["stop_after_s"] = wait_s - float(plan.uplink_s[client])
             if self._asks_for_ranks:
                 known = {name: getattr(link, name) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
                 order["link"] = {**known, "latency_margin": self._latency_margin}
             else:
-                assert machine is not None
                 order.update(frequency_hz=float(plan.frequency_hz[client]), planned_s=float(plan.compute_s[client]))
-                order["full_frequency_hz"] = machine.reference_frequency_hz
         return self._request("train", client, **order)
 
     def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update | Missed]:

@@ -29,7 +29,7 @@ from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation.budgets import ClientTexts, Measured, measured_problem, round_problem, round_workload
 from splitrank.federation.flower import line
 from splitrank.federation.flower.links import noise
-from splitrank.federation.flower.machine import Machine, MachineEstimate, at_frequency, measured_machine, read_energy_j
+from splitrank.federation.flower.machine import MachineEstimate, at_frequency, measured_machine, read_energy_j
 from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.loop import load_data
@@ -122,7 +122,7 @@ class Worker:
         }
         if header.get("measure"):
             prepared.machines.pop(client, None)
-            machine = self._machine(prepared, client)
+            machine = self._estimate(prepared, client).machine
             if prepared.model.config.planner.where == "server":
                 joined["machine"] = machine.to_json()
         return joined
@@ -141,7 +141,7 @@ class Worker:
         alike = ClientTexts(*(everybody * amount[0] for amount in vars(amounts).values()))
         rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
         if header["measure"]:
-            machine = self._machine(prepared, client)
+            machine = self._estimate(prepared, client).machine
             names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
             own = {name: everybody * getattr(machine, name) for name in names}
             paced = np.full(len(everybody), machine.is_paced)
@@ -158,7 +158,7 @@ class Worker:
             )
         return of_client(problem, client)
 
-    def _machine(self, prepared: _Prepared, client: int) -> Machine:
+    def _estimate(self, prepared: _Prepared, client: int) -> MachineEstimate:
         """What this machine is, measured when it joins and kept running by the rounds."""
         if client not in prepared.machines:
             say("Measuring this machine.")
@@ -166,7 +166,7 @@ class Worker:
             measured = measured_machine(prepared.model, prepared.outputs, rows, labels, client)
             prepared.machines[client] = MachineEstimate(measured)
             say(f"{measured}")
-        return prepared.machines[client].machine
+        return prepared.machines[client]
 
     def _train(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
         started_s = time.monotonic()
@@ -177,21 +177,22 @@ class Worker:
             raise InputError(
                 f"an adapter of rank {rank} must have {lora.num_numbers(like, rank)} numbers, got {len(floats)}"
             )
-        frequency_hz, full_hz, planned_s = (header[key] for key in ("frequency_hz", "full_frequency_hz", "planned_s"))
-        if header["measure"] and frequency_hz is None:
+        estimate = self._estimate(prepared, client) if header["measure"] else None
+        frequency_hz, planned_s = header["frequency_hz"], header["planned_s"]
+        if estimate and frequency_hz is None:
             policy = prepared.model.config.planner.frequency_policy
             plan = make_plan(
                 self._own_problem(prepared, client, header), method="exact", frequency_policy=policy, rank=rank
             )
             frequency_hz, planned_s = float(plan.frequency_hz[0]), float(plan.compute_s[0])
-            full_hz = self._machine(prepared, client).reference_frequency_hz
         say(f"Round {round}: training at rank {rank}.")
         start = State(round - 1, lora.from_flat(torch.from_numpy(floats.copy()), like, rank), {})
         pace = Pace(stop_at_s=started_s + float(header["stop_after_s"]))
         before_j, before_cpu_s, before_s = read_energy_j(), time.process_time(), time.monotonic()
-        with at_frequency(frequency_hz) if frequency_hz else nullcontext(False) as is_set:
-            if frequency_hz and not is_set:
-                pace.slowdown, pace.planned_s = full_hz / frequency_hz, planned_s
+        with at_frequency(frequency_hz) if estimate else nullcontext(False) as is_set:
+            slowdown = estimate.measured.reference_frequency_hz / frequency_hz if estimate else 1.0
+            if estimate and not is_set:
+                pace.slowdown, pace.planned_s = slowdown, planned_s
             update = prepared.model.train(
                 prepared.outputs,
                 prepared.rows[client],
@@ -202,10 +203,9 @@ class Worker:
                 pace=pace,
             )
         busy_s, after_j = time.monotonic() - before_s - pace.rested_s, read_energy_j()
-        machine = prepared.machines.get(client)
-        if machine is not None and frequency_hz:
+        if estimate:
             num_samples = len(prepared.rows[client]) * prepared.model.config.federation.local_epochs
-            machine.took(busy_s, rank, num_samples, frequency_hz if is_set else full_hz)
+            estimate.took(busy_s / slowdown if is_set else busy_s, rank, num_samples)
         is_private = prepared.model.config.planner.where == "client"
         answer = {
             "kind": "update",
@@ -216,7 +216,7 @@ class Worker:
             "compute_s": time.monotonic() - started_s,
             "busy_s": None if is_private else (time.process_time() - before_cpu_s) / torch.get_num_threads(),
             "energy_j": None if is_private or before_j is None or after_j is None else max(0.0, after_j - before_j),
-            "machine": None if is_private or machine is None else machine.machine.to_json(),
+            "machine": None if is_private or estimate is None else estimate.machine.to_json(),
         }
         return answer, lora.to_flat(update.adapter).numpy()
 
