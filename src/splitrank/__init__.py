@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from splitrank.config import Config, load_config
     from splitrank.errors import ConfigError, InputError, RunError
+    from splitrank.federation.data import load_data
     from splitrank.federation.export import predict
     from splitrank.federation.in_process import make_clients
-    from splitrank.federation.loop import load_data, run
+    from splitrank.federation.loop import run
     from splitrank.federation.plan_report import plan_report
-    from splitrank.federation.rounds import State, run_round
+    from splitrank.federation.rounds import run_round
+    from splitrank.federation.state import State
     from splitrank.records import RoundRecord
 
 _HOME = {
@@ -24,9 +26,9 @@ _HOME = {
     "InputError": "errors",
     "RoundRecord": "records",
     "RunError": "errors",
-    "State": "federation.rounds",
+    "State": "federation.state",
     "load_config": "config",
-    "load_data": "federation.loop",
+    "load_data": "federation.data",
     "make_clients": "federation.in_process",
     "plan_report": "federation.plan_report",
     "predict": "federation.export",

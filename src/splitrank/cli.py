@@ -158,6 +158,7 @@ def run(
 
         with _leave_at_once_when_interrupted():
             from splitrank.federation import run_folder
+            from splitrank.federation.export_forms import export_folder
             from splitrank.federation.loop import run as run_rounds
             from splitrank.federation.round_lines import round_lines
             from splitrank.progress import track
@@ -185,7 +186,8 @@ def run(
                     f"{what}; when that is mended, go on with: splitrank run --resume --out {folder}"
                 ) from None
         _write_report_of_run(folder)
-        print(f"Run folder: {folder}  (adapter: {folder / 'adapter'})", file=sys.stderr)
+        result = export_folder(settings)
+        print(f"Run folder: {folder}  ({result}: {folder / result})", file=sys.stderr)
 
 
 def _write_report_of_run(folder: Path) -> None:
@@ -357,7 +359,7 @@ def config_check(config: ConfigArgument = "offline", overrides: SetOption = None
     """Check all settings and report every broken rule at once."""
     with _errors_as_exit_codes():
         from splitrank.config import load_config
-        from splitrank.federation.budgets import check_if_known
+        from splitrank.federation.sizes import check_if_known
 
         check_if_known(load_config(config, overrides or []))
         print(f"{config}: all settings are in order")

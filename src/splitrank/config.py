@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from splitrank import placement
 from splitrank.errors import ConfigError, InputError
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 PRESETS = ("offline", "paper", "edge")
 
@@ -40,19 +41,20 @@ PerClient = float | tuple[float, ...] | Uniform
 """A scalar for all clients, a list of ``num_clients`` numbers, or ``{uniform = [low, high]}``."""
 
 
-def _number(value: Any, holds: Callable[[float], bool], rule: str) -> float:
+def _number(value: Any, holds: Callable[[float], bool], rule: str, *, or_inf: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(rule)
     try:
         number = float(value)
     except OverflowError:
         raise ValueError(rule) from None
-    if not math.isfinite(number) or not holds(number):
+    is_in_range = math.isfinite(number) or (or_inf and number == math.inf)
+    if not is_in_range or not holds(number):
         raise ValueError(rule)
     return number
 
 
-def _per_client(holds: Callable[[float], bool], rule: str) -> BeforeValidator:
+def _per_client(holds: Callable[[float], bool], rule: str, *, or_inf: bool = False) -> BeforeValidator:
     full_rule = f"{rule}, a list of such numbers (one per client) or {{uniform = [low, high]}}"
 
     def parse(value: Any) -> PerClient:
@@ -67,14 +69,14 @@ def _per_client(holds: Callable[[float], bool], rule: str) -> BeforeValidator:
                 raise ValueError("{uniform = [low, high]} with low at most high")
             return Uniform(low=low, high=high)
         if isinstance(value, list | tuple):
-            return tuple(_number(item, holds, full_rule) for item in value)
-        return _number(value, holds, full_rule)
+            return tuple(_number(item, holds, full_rule, or_inf=or_inf) for item in value)
+        return _number(value, holds, full_rule, or_inf=or_inf)
 
     return BeforeValidator(parse)
 
 
-def _scalar(holds: Callable[[float], bool], rule: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: _number(value, holds, rule))
+def _scalar(holds: Callable[[float], bool], rule: str, *, or_inf: bool = False) -> BeforeValidator:
+    return BeforeValidator(lambda value: _number(value, holds, rule, or_inf=or_inf))
 
 
 def _whole(value: Any, low: int, rule: str, high: float = math.inf) -> int:
@@ -91,7 +93,9 @@ def _is_not_negative(value: float) -> bool:
     return value >= 0
 
 
+_BUDGET_RULE = "a finite number greater than 0, or inf for no limit"
 Positive = Annotated[float, _scalar(_is_positive, "a finite number greater than 0")]
+Budget = Annotated[float, _scalar(_is_positive, _BUDGET_RULE, or_inf=True)]
 NotNegative = Annotated[float, _scalar(_is_not_negative, "a finite number, 0 or greater")]
 Finite = Annotated[float, _scalar(lambda value: True, "a finite number")]
 Share = Annotated[float, _scalar(lambda value: 0 <= value < 1, "a number from 0 up to, but not including, 1")]
@@ -104,6 +108,7 @@ DistancePerClient = Annotated[
 Count = Annotated[int, BeforeValidator(lambda value: _whole(value, 1, "a whole number, 1 or greater"))]
 CountOrZero = Annotated[int, BeforeValidator(lambda value: _whole(value, 0, "a whole number, 0 or greater"))]
 PositivePerClient = Annotated[PerClient, _per_client(_is_positive, "a finite number greater than 0")]
+BudgetPerClient = Annotated[PerClient, _per_client(_is_positive, _BUDGET_RULE, or_inf=True)]
 NotNegativePerClient = Annotated[PerClient, _per_client(_is_not_negative, "a finite number, 0 or greater")]
 
 
@@ -176,7 +181,7 @@ class ModelTable(_Table):
 class AdapterTable(_Table):
     """The adapters: LoRA's maps and its scaling alpha/r; ``rank`` fixes what the planner would choose."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "dora", "full"] = "lora"
     target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_modules)] = "query-value"
     scaling: Positive = 2.0
     dropout: Share = 0.0
@@ -204,7 +209,7 @@ class FederationTable(_Table):
     rounds: Count = 10
     local_epochs: Count = 1
     partition: Literal["iid"] = "iid"
-    aggregation: Literal["fedavg"] = "fedavg"
+    aggregation: Literal["fedavg", "ffa", "flexlora"] = "fedavg"
     target_accuracy: Accuracy | None = None
     min_clients: Count = 1
     join_s: NotNegative = 120.0
@@ -234,6 +239,7 @@ class ClientTable(_Table):
     reference_frequency_hz: PositivePerClient | None = None
     seconds_per_sample: PositivePerClient | None = None
     seconds_per_sample_per_rank: NotNegativePerClient | None = None
+    test_share: OpenShare = 0.2
 
 
 def _samples(value: Any) -> int | tuple[int, ...]:
@@ -262,10 +268,10 @@ class RadioTable(_Table):
 
 
 class BudgetTable(_Table):
-    """What a round may cost: T0 for all clients, E_i0 for each."""
+    """What a round may cost: T0 for all clients, E_i0 for each; ``inf`` is no limit."""
 
-    latency_s: Positive = 18000.0
-    energy_j: PositivePerClient = 25000.0
+    latency_s: Budget = 18000.0
+    energy_j: BudgetPerClient = 25000.0
 
 
 class WorkloadTable(_Table):
@@ -279,10 +285,11 @@ class WorkloadTable(_Table):
 
 
 class PlannerTable(_Table):
-    """How the rank and the frequencies are chosen."""
+    """How ranks and frequencies are chosen; without a time limit the frequencies are the highest."""
 
     method: Literal["exact", "bisection", "branch-and-bound", "random-frequency"] = "exact"
     max_rank: Count = 128
+    rank_policy: Literal["common", "per-client"] = "common"
     frequency_policy: Literal["least-energy", "least-latency"] = "least-energy"
     latency_margin: Share = 0.0
     random_range: Literal["feasible", "full"] = "feasible"
@@ -332,11 +339,24 @@ _GROUP_DEFAULTS: dict[str, Any] = {
 }
 
 # Settings that are planned for but that nothing answers to yet.
-_LATER_KEYS = ("split", "planner.rank_policy", "planner.bandwidth", "planner.layers", "radio.servers")
+_LATER_KEYS = (
+    "split",
+    *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "clients_per_round", "selection")),
+    *(f"federation.{key}" for key in ("over_selection", "patience", "merged_rank", "partition_parameters")),
+    *(f"planner.{key}" for key in ("bandwidth", "layers", "objective", "participation", "min_rank", "energy_policy")),
+    *(f"radio.{key}" for key in ("servers", "antennas", "association", "access", "path_loss", "shadowing_db")),
+    *(f"train.{key}" for key in ("proximal", "class_weights")),
+    *(f"budget.{key}" for key in ("total_energy_j", "memory_bytes")),
+    *(f"client.{key}" for key in ("jitter", "availability", "harvest_w", "device", "min_samples")),
+    *("run.jobs", "run.device"),
+)
 _LATER_VALUES: dict[str, tuple[str, ...]] = {
-    "adapter.method": ("bitfit", "prefix", "adalora", "slora", "mola"),
-    "federation.aggregation": ("ffa", "rolora", "flora", "flexlora", "fedex", "fedsa", "hetlora"),
-    "federation.partition": ("dirichlet", "shards"),
+    "adapter.method": ("rslora", "adalora", "bitfit", "ia3", "prefix", "slora", "mola", "bottleneck"),
+    "federation.aggregation": (
+        *("rolora", "flora", "raflora", "fedex", "fedsa", "hetlora", "fedsvd", "lora-a2", "median", "trimmed-mean"),
+    ),
+    "federation.partition": ("dirichlet", "dirichlet-clients", "shards", "pathological", "quantity"),
+    "radio.fading": ("rician", "nakagami", "ergodic"),
 }
 
 
@@ -363,9 +383,19 @@ def _no_effect(config: Config) -> dict[str, str]:
     random = config.planner.method == "random-frequency"
     unless(random, f'planner.method is "{config.planner.method}"', "planner.random_range")
     unless(not random, "random-frequency draws the frequencies", "planner.frequency_policy")
-    unless(config.adapter.rank is None, "adapter.rank fixes the rank", "planner.max_rank")
+    unless(not math.isinf(config.budget.latency_s), "budget.latency_s = inf leaves nothing to keep free",
+           "planner.latency_margin")  # fmt: skip
+    method = config.adapter.method
+    unless(config.adapter.rank is None, "adapter.rank fixes the rank", "planner.max_rank", "planner.rank_policy")
+    unless(METHOD_TRAITS[method].has_rank, f'adapter.method = "{method}" has no rank',
+           "adapter.rank", "planner.max_rank", "planner.rank_policy")  # fmt: skip
+    unread = {"target_modules", "scaling", "dropout"} - METHOD_TRAITS[method].settings
+    unless(False, f'adapter.method = "{method}" trains whole layers, without adapters',
+           *(f"adapter.{key}" for key in unread))  # fmt: skip
     unless(config.model.head in ("full", "out_proj"), f'model.head = "{config.model.head}" sends no head',
            "workload.count_head")  # fmt: skip
+    unless(config.model.head == "local", f'model.head is "{config.model.head}", so nothing is personal',
+           "client.test_share")  # fmt: skip
     unless(config.data.name != "docstrings", "the docstrings set has its own columns and test split",
            "data.text", "data.label", "data.test_share")  # fmt: skip
     return reasons
@@ -382,6 +412,13 @@ def _cross_checks(config: Config) -> Iterable[str]:
                     f"{table_name}.{key} must be a list of federation.num_clients = {num_clients} numbers, "
                     f"got {len(value)}"
                 )
+    yield from _method_checks(config)
+    chooses_hz = config.planner.method != "random-frequency"
+    if math.isinf(config.budget.latency_s) and chooses_hz and config.planner.frequency_policy == "least-energy":
+        yield (
+            'planner.frequency_policy must be "least-latency" where budget.latency_s = inf, got "least-energy", '
+            "which would stop the clock; leave it out"
+        )
     if config.planner.where == "client" and config.planner.method == "random-frequency":
         yield 'planner.where must be "server" for planner.method = "random-frequency", a baseline, got "client"'
     if config.federation.min_clients > num_clients:
@@ -401,6 +438,42 @@ def _cross_checks(config: Config) -> Iterable[str]:
         yield 'data.name must be a data set\'s name, got ""; try data.name = "fancyzhx/ag_news"'
     if not config.model.name.strip():
         yield 'model.name must be a model\'s name or folder, got ""; try model.name = "roberta-base"'
+
+
+def _method_checks(config: Config) -> Iterable[str]:
+    """Rules on adapter method, aggregation rule and ranks, all of them look-ups of their traits."""
+    method, rule = config.adapter.method, config.federation.aggregation
+    traits = METHOD_TRAITS[method]
+    missing = RULE_TRAITS[rule].needs - traits.kinds
+    if missing:
+        others = [name for name, other in RULE_TRAITS.items() if other.needs <= traits.kinds]
+        yield (
+            f'federation.aggregation must be {_quoted(others)} for adapter.method = "{method}", which has no '
+            f'{" and no ".join(sorted(missing))}, got "{rule}"; try federation.aggregation = "{others[0]}"'
+        )
+    if config.workload.model == "paper" and not traits.in_paper:
+        yield (
+            f'workload.model must be "flops" or "measured" for adapter.method = "{method}", got "paper"; '
+            'try workload.model = "flops"'
+        )
+    if config.planner.rank_policy == "common" or config.adapter.rank is not None or not traits.has_rank:
+        return
+    if "unequal_ranks" not in RULE_TRAITS[rule].tags and not missing:
+        able = [name for name, other in RULE_TRAITS.items() if "unequal_ranks" in other.tags]
+        suggested = "flexlora" if "flexlora" in able else able[0]
+        yield (
+            f'planner.rank_policy must be "common" for federation.aggregation = "{rule}", which averages factors of '
+            f'one rank, got "per-client"; try federation.aggregation = "{suggested}"'
+        )
+    if config.radio.downlink == "broadcast":
+        yield (
+            'planner.rank_policy must be "common" for radio.downlink = "broadcast", which sends everybody the same '
+            'adapter, got "per-client"; try radio.downlink = "unicast"'
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
 
 
 def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -450,8 +523,18 @@ def _layer(base: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[dict[str,
         elif in_first or in_second:
             for key in second if in_first else first:
                 merged.pop(key, None)
+    if "budget.latency_s" in added and merged.get(_POLICY) == _default_policy(merged):
+        merged.pop(_POLICY, None)  # it followed from the latency budget, which is another one now
     merged.update(added)
     return merged, problems
+
+
+_POLICY = "planner.frequency_policy"
+
+
+def _default_policy(flat: Mapping[str, Any]) -> str:
+    """Return the frequency policy that is taken where none is given: the lowest frequency needs a time limit."""
+    return "least-latency" if flat.get("budget.latency_s") == math.inf else "least-energy"
 
 
 def _with_group_defaults(flat: dict[str, Any]) -> dict[str, Any]:
@@ -461,6 +544,7 @@ def _with_group_defaults(flat: dict[str, Any]) -> dict[str, Any]:
         for key in side:
             if key in _GROUP_DEFAULTS:
                 filled.setdefault(key, _GROUP_DEFAULTS[key])
+    filled.setdefault(_POLICY, _default_policy(filled))
     return filled
 
 

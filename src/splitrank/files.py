@@ -32,14 +32,22 @@ def _readable() -> int:
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` so that a reader, or a crash, meets the old file or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    _write(path, content.encode() if isinstance(content, str) else content, _readable())
+
+
+def write_privately(path: Path, content: bytes) -> None:
+    """Write a file as :func:`write_atomically` does, that nobody but its owner can read."""
+    _write(path, content, 0o600)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _readable())
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ class RoundRecord:
         round: counted from 1.
         status: the plan's ``"optimal"``, ``"feasible"`` or ``"infeasible"`` (nobody could take part); ``None`` for
             round 0.
-        rank: common LoRA rank, 0 where nobody trained.
+        rank: largest LoRA rank of a client, 0 where nobody trained; each client's own stands in ``clients``.
         accuracy: share of the test texts classified rightly.
         loss: mean cross-entropy on the test texts [nats].
         macro_f1: F1 averaged over classes.
@@ -27,6 +27,7 @@ class RoundRecord:
             reason as ``missed``; on real machines there is what the round took, ``wall_latency_s`` (sending to reply),
             ``wall_compute_s`` and ``wall_energy_j``. In round 0 what preparing the frozen trunk
             costs it: ``preparation_s``, ``preparation_j``.
+        diagnostics: other numbers of the aggregation rule, by name; left out of the line where there are none.
         wall_s: real seconds that the round took on this machine; the only field that differs between equal runs.
     """
 
@@ -40,10 +41,12 @@ class RoundRecord:
     factor_averaging_error: float | None
     clients: list[dict[str, Any]] = field(default_factory=list)
     wall_s: float = 0.0
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON; numbers that are not finite become null."""
-        return json.dumps(finite(vars(self)), ensure_ascii=False, allow_nan=False)
+        fields = {key: value for key, value in vars(self).items() if key != "diagnostics" or value}
+        return json.dumps(finite(fields), ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -1,60 +1,102 @@
-"""The result in PEFT's own format, and predictions from it by plain PEFT and transformers."""
+"""The result of a run in PEFT's or transformers' own format, and predictions from it by these alone."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from splitrank.config import load_config
 from splitrank.errors import InputError
+from splitrank.federation.export_forms import EXPORTS
 from splitrank.federation.model import Model
-from splitrank.federation.rounds import State
+from splitrank.federation.state import State
 from splitrank.files import folder_built_atomically, write_atomically
-from splitrank.learning.adapters import lora
-from splitrank.learning.encoder import model_location, quiet_transformers
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.merged import as_one_adapter
+from splitrank.learning.adapters.method import load
+from splitrank.learning.encoder import load_encoder, model_location, quiet_transformers
 from splitrank.learning.table_files import read_table
 from splitrank.learning.text_rules import columns_wanted, texts_of
 from splitrank.learning.trunk import BATCH_TOKENS, length_batches
 from splitrank.progress import track
 
 
-def export_adapter(model: Model, state: State, path: Path) -> None:
-    """Write ``adapter/``: loads with ``AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=N)``.
+def export(model: Model, state: State, run: Path) -> Path:
+    """Write the result into a run folder, in the form of the run's method.
 
-    Beside PEFT's two files it holds the tokenizer and the model's configuration with the label names. With local
-    heads there is one such folder per client in it.
+    ``adapter/`` loads with ``AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=N)``, ``model/``
+    with ``AutoModelForSequenceClassification.from_pretrained(path)``. Either holds the tokenizer and the model's
+    configuration with the label names. With personal tensors there is one such folder per client in it.
+
+    Returns:
+        the folder written.
     """
+    path = run / EXPORTS[model.method.traits.export]
+    write = {"peft": _save_adapter, "model": _save_model}[model.method.traits.export]
     with folder_built_atomically(path) as building:
-        if not state.local_heads:
-            lora.load(model.peft_model, state.adapter)
-            _save(model, building)
-        for client, head in state.local_heads.items():
-            lora.load(model.peft_model, state.adapter, head)
-            _save(model, building / f"client-{client}")
+        if not state.local:
+            write(model, state.adapter, {}, building)
+        for client, personal in state.local.items():
+            write(model, state.adapter, personal, building / f"client-{client}")
+    return path
 
 
-def _save(model: Model, folder: Path) -> None:
-    model.peft_model.save_pretrained(str(folder))
+def _save_adapter(model: Model, adapter: Adapter, personal: Mapping[str, Tensor], folder: Path) -> None:
+    peft_model = model.adapted.peft_model
+    assert peft_model is not None
+    load(model.adapted, adapter, personal)
+    with as_one_adapter(model.encoder, peft_model, adapter):
+        peft_model.save_pretrained(str(folder))
+    _save_beside(model, folder, _PEFT_CARD)
+
+
+def _save_model(model: Model, adapter: Adapter, personal: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the pretrained weights, to the bit where they are frozen, with the trained ones in their place."""
+    config = model.config
+    whole = load_encoder(
+        config.model.name,
+        config.model.trained_layers,
+        model.encoder.label_names,
+        precision=torch.float32,
+        device=torch.device("cpu"),
+        max_length=config.model.max_length,
+        dropout=config.train.dropout,
+        seed=config.run.seed,
+    ).model
+    trained = {name.partition("/")[2]: tensor for name, tensor in {**adapter.tensors, **personal}.items()}
+    if lost := trained.keys() - whole.state_dict().keys():
+        raise TypeError(f"a method exported as a model must train weights of it, got {min(lost)} beside them")
+    weights = {path: trained.get(path, weight).contiguous() for path, weight in whole.state_dict().items()}
+    with quiet_transformers():
+        whole.save_pretrained(str(folder), state_dict=weights)
+    _save_beside(model, folder, _MODEL_CARD)
+
+
+def _save_beside(model: Model, folder: Path, card: str) -> None:
+    """Write the tokenizer, the model's configuration with the label names, and what the folder is."""
+    labels = model.encoder.label_names
     model.encoder.tokenizer.save_pretrained(str(folder))
     model.encoder.model.config.save_pretrained(str(folder))
-    labels = model.encoder.label_names
-    write_atomically(folder / "README.md", _CARD.format(base=model.encoder.location, n=len(labels), labels=labels))
+    filled = card.format(base=model.encoder.location, n=len(labels), labels=labels, method=model.method.name)
+    write_atomically(folder / "README.md", filled)
 
 
-_CARD = """---
+_PEFT_CARD = """---
 base_model: {base}
 library_name: peft
 pipeline_tag: text-classification
 ---
 
-A LoRA adapter and classification head trained by splitrank on `{base}`. Classes: {labels}.
+An adapter ({method}) and classification head trained by splitrank on `{base}`. Classes: {labels}.
 
 ```python
 from peft import AutoPeftModelForSequenceClassification
@@ -64,6 +106,23 @@ folder = "."  # this folder
 model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels={n})
 tokenizer = AutoTokenizer.from_pretrained(folder)
 label_names = AutoConfig.from_pretrained(folder).id2label
+```
+"""
+
+_MODEL_CARD = """---
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-classification
+---
+
+`{base}`, its last layers and classification head trained by splitrank. Classes: {labels}.
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 """
 
@@ -86,23 +145,21 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
     Raises:
         InputError: there is no adapter, or its base model is not to be found.
     """
-    from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoTokenizer
 
-    adapter, config_path = _adapter_folder(run)
+    folder, config_path = _export_of(run)
     if config_path is not None:
-        model_location(load_config(str(config_path)).model.name)  # makes the offline encoder again should it be gone
+        config = load_config(str(config_path))
+        if config.model.head == "local" and not folder.name.startswith("client-"):
+            raise InputError(f"{run} must have a trained head, got a run whose heads stayed on the clients' machines")
+        model_location(config.model.name)  # makes the offline encoder again should it be gone
     try:
-        labels = {int(k): v for k, v in json.loads((adapter / "config.json").read_text())["id2label"].items()}
-        tokenizer = AutoTokenizer.from_pretrained(str(adapter))
-        # PEFT uses an old name in Transformers.
-        with quiet_transformers(), warnings.catch_warnings(action="ignore", category=FutureWarning):
-            model = AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=len(labels))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        labels = {int(k): v for k, v in json.loads((folder / "config.json").read_text())["id2label"].items()}
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        model = _loaded(folder, len(labels))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         what = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{adapter} must be as the run wrote it and its base model where it was, got: {what}"
-        ) from None
+        raise InputError(f"{folder} must be as the run wrote it and its base model where it was, got: {what}") from None
     ids = tokenizer(list(texts), truncation=True)["input_ids"]
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     probabilities = np.zeros((len(ids), len(labels)), dtype=np.float64)
@@ -117,30 +174,52 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         yield Prediction(labels[int(row.argmax())], float(row.max()))
 
 
+def _loaded(folder: Path, num_labels: int) -> Any:
+    """Load an export by plain PEFT or transformers."""
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
+
+    # PEFT uses an old name in Transformers.
+    with quiet_transformers(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        if _is_peft(folder):
+            return AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=num_labels)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(str(folder), output_loading_info=True)
+    if lacking := sorted(loading["missing_keys"]):
+        raise ValueError(f"no weights for {lacking[0]}")
+    return model
+
+
+def _is_peft(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _is_export(folder: Path) -> bool:
+    return _is_peft(folder) or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
+
+
 def texts_of_file(run: Path, file: Path) -> list[str]:
-    """Texts of a file to classify, from the columns that the run was trained on."""
-    _, config_path = _adapter_folder(run)
+    """Return the texts of a file to classify, from the columns that the run was trained on."""
+    _, config_path = _export_of(run)
     columns = load_config(str(config_path)).data.text if config_path else None
     text = list(columns) if columns else None
     return texts_of(read_table(file, columns_wanted(text, None)), text)
 
 
-def _adapter_folder(run: Path) -> tuple[Path, Path | None]:
-    """The adapter's folder, and the run's config.toml if it is at hand."""
-    if (run / "adapter_config.json").is_file():
+def _export_of(run: Path) -> tuple[Path, Path | None]:
+    """Return the folder of the export, and the run's config.toml if it is at hand."""
+    if _is_export(run):
         above = [parent / "config.toml" for parent in run.resolve().parents[:2]]
         return run, next((path for path in above if path.is_file()), None)
-    adapter = run / "adapter"
-    if (adapter / "adapter_config.json").is_file():
-        config = run / "config.toml"
-        return adapter, config if config.is_file() else None
-    if run.name == "adapter" and (run / "client-0").is_dir():
-        adapter = run
-    if (adapter / "client-0" / "adapter_config.json").is_file():
-        raise InputError(
-            f'{run} has a model per client (model.head = "local"); choose one, such as {adapter / "client-0"}'
-        )
-    if (run / "config.toml").is_file():
+    config = run / "config.toml"
+    folders = [run] if run.name in EXPORTS.values() else [run / name for name in EXPORTS.values()]
+    for folder in folders:
+        if _is_export(folder):
+            return folder, config if config.is_file() else None
+        if _is_export(folder / "client-0"):
+            raise InputError(
+                f'{run} has a model per client (model.head = "local"); choose one, such as {folder / "client-0"}'
+            )
+    if config.is_file():
         hint = f"splitrank run --resume --out {run} (a deployment's with its run.sh)"
-        raise InputError(f"{run} must be a finished run, got one without adapter/; finish it with: {hint}")
+        raise InputError(f"{run} must be a finished run, got one without adapter/ or model/; finish it with: {hint}")
     raise InputError(f"RUN_DIR must be the folder of a run, got {run}")

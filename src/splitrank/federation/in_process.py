@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitrank.config import Config
-from splitrank.federation.budgets import ClientTexts, plan_round, round_problem, round_workload
-from splitrank.federation.model import Model, amounts_of_text, load_model
-from splitrank.federation.rounds import State
+from splitrank.errors import ConfigError
+from splitrank.federation import wire
+from splitrank.federation.costs import round_workload, with_merged_parts
+from splitrank.federation.model import Model, load_model, method_of
+from splitrank.federation.problems import plan_round, round_problem
+from splitrank.federation.sizes import payload, rank_cap, trained_part
+from splitrank.federation.state import State
+from splitrank.federation.texts import ClientTexts, amounts_of_text
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.method import Method
+from splitrank.learning.aggregation.rule import Rule, Starts
+from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.partition import partition_iid
 from splitrank.learning.trunk import TrunkOutputs
+from splitrank.planning.costs.table import COSTS
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
-from splitrank.planning.workload import Workload
+from splitrank.traits import MERGED_KINDS, METHOD_TRAITS
 
 
 @dataclass(frozen=True, eq=False)
 class InProcessClients:
-    """Clients whose texts, weights and cache are on this machine. Implements :class:`rounds.Clients`.
+    """Clients whose texts, weights and cache are on this machine. Implements :class:`clients.Clients`.
 
     Attributes:
         model: encoder and adapters, shared by all clients.
+        rule: how their work is aggregated.
         data: all labelled texts; ``train_rows`` and ``test_rows`` tell whose they are.
-        workload: cost of a round as a function of the rank, for the texts that the clients really have.
         texts: amounts of text per client, as the planner counts them.
     """
 
     model: Model
+    rule: Rule
     data: TextData
     train_outputs: TrunkOutputs
     test_outputs: TrunkOutputs
     train_rows: Sequence[NDArray[np.int64]]
     test_rows: Sequence[NDArray[np.int64]]
-    workload: Workload
     texts: ClientTexts
 
     @property
@@ -56,31 +67,37 @@ class InProcessClients:
         self.train_outputs.close()
         self.test_outputs.close()
 
+    @property
+    def run_id(self) -> None:
+        """None: all that is personal is in the run's own checkpoints."""
+
     def initial_state(self) -> State:
-        """The state of round 0."""
+        """Return the state of round 0."""
         return self.model.initial_state()
 
-    def problem(self, round: int) -> Problem:
-        """The round's draws and budgets."""
-        return round_problem(self.config, self.model.shape, self.workload, round, sit_out=True)
+    def problem(self, state: State) -> Problem:
+        """Return the next round's draws, workload and budgets."""
+        workload = round_workload(self.config, self.model.shape, self.texts, state.turn, self.rule.traits)
+        merged = sum(tensor.numel() for tensor in state.adapter.only(*MERGED_KINDS).values())
+        bits_per_number = payload(self.config, self.model.shape, state.turn, self.rule.traits).bits_per_number
+        workload = with_merged_parts(workload, merged, bits_per_number)
+        return round_problem(self.config, self.model.shape, workload, state.round + 1, sit_out=True)
 
-    def plan(self, problem: Problem, round: int) -> Plan:
-        """The round's plan; whether the server or each client makes it is all the same here."""
-        return plan_round(self.config, problem, round, sit_out=True)
+    def plan(self, problem: Problem, state: State) -> Plan:
+        """Return the next round's plan; whether the server or each client makes it is all the same here."""
+        return plan_round(self.config, problem, state.round + 1, sit_out=True)
 
-    def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update]:
+    def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update]:
         """Train every participant of the plan, one after the other."""
-        return {
-            int(client): self.train_client(int(client), start, round) for client in np.flatnonzero(plan.participants)
-        }
+        return {client: self.train_client(client, start, state) for client, start in starts.of.items()}
 
-    def train_client(self, client: int, start: State, round: int) -> Update:
-        """Train one client on its own texts for one round."""
-        rows, labels = self.train_rows[client], self.data.train_labels
-        return self.model.train(self.train_outputs, rows, labels, start, round=round, client=client)
+    def train_client(self, client: int, start: Adapter, state: State) -> Update:
+        """Train one client on its own texts for the round after a state."""
+        task = self.model.task(start, state, self.rule, client)
+        return self.model.train(task, self.train_outputs, self.train_rows[client], self.data.train_labels)
 
     def evaluate(self, state: State) -> Evaluation:
-        """Judge the state on the test texts."""
+        """Evaluate the state on the test texts."""
         return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state)
 
     @property
@@ -98,31 +115,88 @@ def held_out_shares(config: Config, data: TextData) -> list[NDArray[np.int64]]:
     return partition_iid(data.test_labels, num_shares, config.run.seed)
 
 
-def make_clients(config: Config, data: TextData) -> InProcessClients:
+def check_rule(rule: Rule, method: Method, config: Config) -> None:
+    """Check that a rule can take what a method trains.
+
+    Raises:
+        ConfigError: an adapter without the kinds that it needs, or ranks that differ where it takes one.
+    """
+    problems = []
+    if missing := rule.traits.needs - method.traits.kinds:
+        problems.append(f"adapter.method must have {min(missing)} for the rule {rule.name}, got {method.name!r}")
+    if method.traits.export != METHOD_TRAITS[config.adapter.method].export:
+        problems.append(
+            f"adapter.method must be exported as the method {method.name} is, got {config.adapter.method!r}"
+        )
+    if config.planner.rank_policy == "per-client" and "unequal_ranks" not in rule.traits.tags:
+        problems.append(f'planner.rank_policy must be "common" for the rule {rule.name}, got "per-client"')
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_counts(rule: Rule, model: Model) -> None:
+    """Check, for a rule or a method of one's own, that what would be sent is what the planner counts.
+
+    Raises:
+        ConfigError: a rank, turn and client for which they differ.
+    """
+    config, method = model.config, model.method
+    state = model.initial_state()
+    for rank, turn in product({1, min(2, rank_cap(config, model.shape))}, (0, 1)):
+        start = method.resize(state.adapter, rank, distribution=rule.traits.distribution, seed=config.run.seed, round=1)
+        # "paper" leaves the head out by its own choice.
+        start = replace(start, tensors={n: t for n, t in start.tensors.items() if not n.startswith("head/")})
+        counts = COSTS[config.adapter.method].numbers(trained_part(config, model.shape, turn, rule.traits))
+        trained = rule.traits.trained(counts, turn)
+        counted = sum(count.at(rank) for kind, count in counts.items() if kind in trained)
+        for client in range(config.federation.num_clients):
+            sent = sum(tensor.numel() for tensor in wire.uplink(start, rule, client, turn).values())
+            if sent != counted:
+                raise ConfigError(
+                    [
+                        f"the rule {rule.name} with the method {method.name} must send the numbers that are counted, "
+                        f"{counted} of client {client} at rank {rank} in turn {turn}, got {sent}; its traits must say "
+                        "which kinds it trains"
+                    ]
+                )
+
+
+def make_clients(
+    config: Config, data: TextData, *, rule: Rule | None = None, method: Method | None = None
+) -> InProcessClients:
     """Load the encoder, share out the texts, and open the trunk's cached output.
 
     Args:
         config: the settings; the clients' own ``config`` is the same with nothing left to the machine or the data.
         data: the labelled texts.
+        rule: an aggregation rule of one's own; None for the one that the settings name.
+        method: an adapter method of one's own; None for the one that the settings name. Costs are counted as for the
+            named one, so it must have tensors of the same sizes.
 
     Raises:
         InputError, ConfigError: settings that the model or the texts cannot meet.
+        TypeError: a method that the forward pass would leave out in part.
     """
+    is_own = rule is not None or method is not None
+    rule, method = rule or RULES[config.federation.aggregation], method or method_of(config)
+    check_rule(rule, method, config)
     train_rows = partition_iid(data.train_labels, config.federation.num_clients, config.run.seed)
-    model = load_model(config, data.label_names)
+    model = load_model(config, data.label_names, method)
     config = model.config
+    if is_own:
+        check_counts(rule, model)
     train_ids = model.tokenize(data.train_texts)
     lengths = np.array([len(ids) for ids in train_ids], dtype=np.int64)
     texts = amounts_of_text([lengths[rows] for rows in train_rows])
-    workload = round_workload(config, model.shape, texts)
+    workload = round_workload(config, model.shape, texts, rule=rule.traits)
     round_problem(config, model.shape, workload, 1, sit_out=True)  # finds impossible quantities before any work is done
     return InProcessClients(
         model=model,
+        rule=rule,
         data=data,
         train_outputs=model.prepare(train_ids, "training texts"),
         test_outputs=model.prepare(model.tokenize(data.test_texts), "test texts"),
         train_rows=train_rows,
         test_rows=held_out_shares(config, data),
-        workload=workload,
         texts=texts,
     )

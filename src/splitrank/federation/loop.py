@@ -8,30 +8,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from splitrank.config import Config
 from splitrank.errors import InputError
 from splitrank.federation import run_folder
-from splitrank.federation.budgets import ClientTexts, preparation_records
-from splitrank.federation.export import export_adapter
+from splitrank.federation.clients import Clients
+from splitrank.federation.costs import preparation_records
+from splitrank.federation.data import load_data
+from splitrank.federation.export import export
+from splitrank.federation.export_forms import export_sentence
 from splitrank.federation.in_process import InProcessClients, make_clients
-from splitrank.federation.model import Model
-from splitrank.federation.rounds import Clients, State, run_round
+from splitrank.federation.model import method_of
+from splitrank.federation.rounds import run_round
 from splitrank.federation.run_folder import RunFolder
+from splitrank.federation.state import State
 from splitrank.federation.tracking import tracked
-from splitrank.learning.data import TextData, load_hub, load_path, take_rows
-from splitrank.learning.docstrings import load_docstrings
+from splitrank.learning.aggregation.rules import RULES
 from splitrank.progress import say
 from splitrank.records import RoundRecord
-
-OFFLINE_DATA = "docstrings"
-"""``data.name`` of the texts that any installation has."""
 
 _PACKAGES = ("splitrank", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "tokenizers", "safetensors")
 
@@ -41,50 +41,12 @@ def make_clients_of(config: Config) -> InProcessClients:
     return make_clients(config, load_data(config))
 
 
-def load_data(config: Config) -> TextData:
-    """The texts that the settings name: the docstrings, a folder or file, or a data set on the hub."""
-    table, seed = config.data, config.run.seed
-    say(f"Reading the texts: {table.path or table.name}.")
-    text = list(table.text) if table.text else None
-    if table.path is not None:
-        data = load_path(Path(table.path), text=text, label=table.label, test_share=table.test_share, seed=seed)
-    elif table.name == OFFLINE_DATA:
-        data = load_docstrings()
-    else:
-        assert table.name is not None
-        data = load_hub(table.name, text=text, label=table.label, test_share=table.test_share, seed=seed)
-    return take_rows(data, table.train_rows, table.test_rows, seed)
-
-
-class RunClients(Clients, Protocol):
-    """The clients of a whole run: all that a round sees of them, and what the run folder tells of model and texts."""
-
-    @property
-    def model(self) -> Model:
-        """The model that judges; its settings are those of the run, with nothing left to the machine or the data."""
-
-    @property
-    def data(self) -> TextData:
-        """The texts that are on this machine."""
-
-    @property
-    def texts(self) -> ClientTexts:
-        """Amounts of text of each client."""
-
-    @property
-    def trunk_computed(self) -> dict[str, bool]:
-        """Whether the frozen trunk's outputs had to be computed here."""
-
-    def close(self) -> None:
-        """Let go of what is open."""
-
-
 def run(
     config: Config,
     out: Path,
     *,
     resume: bool = False,
-    connect: Callable[[Config], RunClients] = make_clients_of,
+    connect: Callable[[Config], Clients] = make_clients_of,
 ) -> Iterator[RoundRecord]:
     """Run a federation and yield each round's record once it is safe on disk, round 0 first.
 
@@ -105,11 +67,12 @@ def run(
         if resume:
             folder = run_folder.open_to_resume(out)
             held.callback(folder.close)
+            _check_resumable(folder)
         else:
             run_folder.check_new(out)
         log = held.enter_context(tracked(config.run.tracking, out))
         clients = connect(config)
-        config = clients.model.config
+        config = clients.config
         held.callback(clients.close)
         manifest = manifest_of(config, clients)
         if resume:
@@ -117,43 +80,48 @@ def run(
         else:
             folder, state = run_folder.create(out, config, manifest), None
             held.callback(folder.close)
+        say(export_sentence(config))
         if state is None:
             state, record = _round_zero(clients)
-            folder.append(record)
-            log(record)
-            folder.save_checkpoint(state, config)
+            _keep(folder, state, record, config, log)
             yield record
-        while state.round < config.federation.rounds and not _reached_target(folder, config):
-            state, record = run_round(state, clients, config)
-            folder.append(record)
-            log(record)
-            folder.save_checkpoint(state, config)
+        else:
+            record = folder.last_record()
+        target = config.federation.target_accuracy
+        while state.round < config.federation.rounds and not (target is not None and record.accuracy >= target):
+            state, record = run_round(state, clients)
+            _keep(folder, state, record, config, log)
             yield record
-        if state.adapter.rank == 0:
+        if state.turn == 0:
             say("Warning: no client could take part in any round, so the adapter is untrained; loosen the budgets.")
-        export_adapter(clients.model, state, out / "adapter")
+        if clients.run_id is not None:  # what is personal stays on the clients, of which the state has digests only
+            state = replace(state, local={})
+        export(clients.model, state, out)
 
 
-def _reached_target(folder: RunFolder, config: Config) -> bool:
-    target = config.federation.target_accuracy
-    return target is not None and folder.last_accuracy() >= target
+def _keep(
+    folder: RunFolder, state: State, record: RoundRecord, config: Config, log: Callable[[RoundRecord], None]
+) -> None:
+    folder.append(record)
+    log(record)
+    folder.checkpoints.save(state, config)
 
 
-def _round_zero(clients: RunClients) -> tuple[State, RoundRecord]:
+def _round_zero(clients: Clients) -> tuple[State, RoundRecord]:
     started_s = time.perf_counter()
-    state = clients.model.initial_state()
+    state = clients.initial_state()
     return state, RoundRecord(
         round=0,
         status=None,
         rank=0,
         **asdict(clients.evaluate(state)),
         factor_averaging_error=None,
-        clients=preparation_records(clients.model.config, clients.model.shape, clients.texts),
+        clients=preparation_records(clients.config, clients.model.shape, clients.texts),
         wall_s=time.perf_counter() - started_s,
     )
 
 
-def manifest_of(config: Config, clients: RunClients) -> dict[str, Any]:
+def manifest_of(config: Config, clients: Clients) -> dict[str, Any]:
     """What manifest.json says of a run: when and how it started, versions, hardware, data and weights."""
     return {
         "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -177,14 +145,36 @@ def manifest_of(config: Config, clients: RunClients) -> dict[str, Any]:
         },
         "model": {"location": clients.model.encoder.location, "trunk_sha256": clients.model.encoder.trunk_digest},
         "trunk_computed": clients.trunk_computed,
+        **({"run_id": clients.run_id} if clients.run_id else {}),
+        **_own_parts(clients),
     }
+
+
+def _own_parts(clients: Clients) -> dict[str, str]:
+    """Return a rule and a method that are not those of the settings, by name: resuming asks for them again."""
+    own, rule, method = {}, clients.rule, clients.model.method
+    if rule is not RULES[clients.config.federation.aggregation]:
+        own["own_rule"] = f"{rule.name} ({_named(rule.combine)})"
+    if method != method_of(clients.config):
+        own["own_method"] = f"{method} ({_named(type(method))})"
+    return own
+
+
+def _named(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', '?')}"
+
+
+def _check_resumable(folder: RunFolder) -> None:
+    """Refuse before any work what no splitrank of this version can go on with."""
+    before = folder.read_manifest()
+    if "baseline" in before:
+        what = before["baseline"]
+        raise InputError(f"--resume needs the folder of a run, got {folder.path} of {what} by splitrank 0.1.0")
+    folder.checkpoints.check_format()
 
 
 def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> State | None:
     before = folder.read_manifest()
-    if "baseline" in before:
-        what = before["baseline"]
-        raise InputError(f"--resume needs the folder of a run, got {folder.path} of {what}; start a new one")
     for key, what in (("data", "texts"), ("model", "weights")):
         digest = "sha256" if key == "data" else "trunk_sha256"
         if before[key][digest] != manifest[key][digest]:
@@ -192,13 +182,19 @@ def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) 
                 f"The {what} must be those the run in {folder.path} started with, but they have changed since "
                 f"({key} {manifest[key][digest][:12]} instead of {before[key][digest][:12]}); start a new run"
             )
+    for key, what in (("own_rule", "rule"), ("own_method", "method")):
+        if before.get(key) != manifest.get(key):
+            raise InputError(
+                f"The {what} must be the one that the run in {folder.path} started with, "
+                f"{before.get(key) or 'that of the settings'}, got {manifest.get(key) or 'that of the settings'}"
+            )
     for key in ("versions", "hardware"):
         changed = [name for name, value in manifest[key].items() if before[key].get(name) != value]
         if changed:
             say(f"Warning: {', '.join(changed)} changed since the run started; from here on its bits may differ.")
-    state = folder.load_checkpoint(config)
+    state = folder.checkpoints.load(config)
     resumed = [
-        *before.get("resumed", []),
+        *(before["resumed"] if isinstance(before.get("resumed"), list) else []),
         {"utc": manifest["started_utc"], "after_round": state.round if state else None},
     ]
     folder.write_manifest({**before, "resumed": resumed})

@@ -1,30 +1,34 @@
-"""The model on one machine: an encoder cut at a layer, with adapters; it trains a client's texts and judges test texts.
+"""The model on one machine: an encoder cut at a layer, with adapters; it trains on a client's texts and evaluates.
 
 One model serves every client of its machine, one after the other: all clients of a run in one process, the single
-client of a node, or the server, which only judges.
+client of a node, or the server, which only evaluates.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional
 
 from splitrank import placement
 from splitrank.config import Config, with_values
 from splitrank.errors import ConfigError
-from splitrank.federation.budgets import ClientTexts, check_fits
-from splitrank.federation.rounds import State
+from splitrank.federation.sizes import check_fits
+from splitrank.federation.state import State
 from splitrank.learning import client as training
-from splitrank.learning.adapters import lora
-from splitrank.learning.client import FULL_SPEED, Evaluation, Pace, Training, Update
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.method import AdaptedEncoder, Method, attach, initial, load, trained_head
+from splitrank.learning.adapters.methods import make_method
+from splitrank.learning.aggregation.rule import Rule
+from splitrank.learning.client import FULL_SPEED, Evaluation, Pace, Task, Training, Update
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
@@ -34,34 +38,46 @@ from splitrank.progress import say
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An encoder with adapters attached, and the settings it was loaded for.
+    """An encoder with an adapter method, and the settings it was loaded for.
 
     Attributes:
         config: the settings, with nothing left to the machine or the data.
-        encoder, peft_model: the same weights, as splitrank and as PEFT see them.
+        adapted: the encoder with the method in it.
         shape: sizes of the encoder.
+        initial: the adapter of round 0 with all of the head that is trained, read before anything was.
     """
 
     config: Config
-    encoder: Encoder
-    peft_model: PeftModel
+    adapted: AdaptedEncoder
     shape: EncoderShape
+    initial: Adapter
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, whatever a method has put into it."""
+        return self.adapted.encoder
+
+    @property
+    def method(self) -> Method:
+        """The adapter method."""
+        return self.adapted.method
 
     def initial_state(self) -> State:
-        """The state of round 0: rank 0, a head of random weights."""
-        head = lora.trained_head(self.encoder, self.peft_model, self.config.model.head)
-        is_local = self.config.model.head == "local"
-        adapter = lora.initial(self.peft_model, scaling=self.config.adapter.scaling, head=[] if is_local else head)
-        own_heads = range(self.config.federation.num_clients) if is_local else ()
-        local_heads = {client: lora.read_head(self.peft_model, head) for client in own_heads}
-        return State(0, adapter, local_heads)
+        """Return the state of round 0: rank 0, a head of random weights."""
+        if self.config.model.head != "local":
+            return State(0, 0, self.initial)
+        personal = self.initial.only("head")
+        shared = {name: tensor for name, tensor in self.initial.tensors.items() if name not in personal}
+        clients = range(self.config.federation.num_clients)
+        local = {client: {name: tensor.clone() for name, tensor in personal.items()} for client in clients}
+        return State(0, 0, replace(self.initial, tensors=shared), local)
 
     def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each text, cut to ``model.max_length`` tokens."""
+        """Return token ids of each text, cut to ``model.max_length`` tokens."""
         return tokenize(self.encoder, texts, self.config.model.max_length)
 
     def prepare(self, token_ids: Sequence[NDArray[np.int32]], what: str) -> TrunkOutputs:
-        """The frozen trunk's output of some texts, from the cache or computed into it; the caller closes it.
+        """Open the frozen trunk's output of some texts, from the cache or computed into it; the caller closes it.
 
         Args:
             token_ids: of at least one text.
@@ -83,57 +99,80 @@ class Model:
             num_rounds=federation.rounds,
         )
 
+    def task(self, start: Adapter, state: State, rule: Rule, client: int) -> Task:
+        """Return what a client is asked to do in the round after a state.
+
+        Args:
+            start: the adapter that it is sent.
+            state: the state before the round, with the client's own tensors.
+            rule: which numbers are trained.
+            client: its index.
+        """
+        return Task(
+            start=start,
+            personal=state.local.get(client, {}),
+            select=rule.select,
+            seed=self.config.run.seed,
+            round=state.round + 1,
+            client=client,
+            turn=state.turn,
+            terms=(self.method.terms, rule.terms),
+        )
+
     def train(
         self,
+        task: Task,
         texts: TrunkOutputs,
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
-        state: State,
         *,
-        round: int,
-        client: int,
         pace: Pace = FULL_SPEED,
     ) -> Update:
-        """Train one client on its rows of some texts for one round, starting from the state's adapter."""
-        return training.train(
-            self.encoder,
-            self.peft_model,
-            state.adapter,
-            texts,
-            rows,
-            labels,
-            self.local_training,
-            seed=self.config.run.seed,
-            round=round,
-            client=client,
-            local_head=state.local_heads.get(client, {}),
-            pace=pace,
-        )
+        """Train one client on its rows of some texts for one round."""
+        return training.train(self.adapted, task, texts, rows, labels, self.local_training, pace=pace)
 
     def evaluate(
         self, texts: TrunkOutputs, labels: NDArray[np.int64], shares: Sequence[NDArray[np.int64]], state: State
     ) -> Evaluation:
-        """Judge the state on test texts; with local heads each client's share by that client's model."""
-        if not state.local_heads:
-            lora.load(self.peft_model, state.adapter)
-            logits = training.predict_logits(self.encoder, texts, np.arange(len(labels)), "evaluating")
+        """Evaluate the state on test texts; with personal tensors each client's share by that client's model."""
+        if not state.local:
+            load(self.adapted, state.adapter)
+            logits = training.predict_logits(self.adapted, texts, np.arange(len(labels)), "evaluating")
         else:
             logits = np.zeros((len(labels), self.encoder.model.config.num_labels), dtype=np.float32)
             for client, rows in enumerate(shares):
-                lora.load(self.peft_model, state.adapter, state.local_heads[client])
-                logits[rows] = training.predict_logits(self.encoder, texts, rows, f"evaluating client {client}")
-        return training.judge(logits, labels, shares)
+                load(self.adapted, state.adapter, state.local[client])
+                logits[rows] = training.predict_logits(self.adapted, texts, rows, f"evaluating client {client}")
+        return training.classification_metrics(logits, labels, shares)
+
+    def count_hits(
+        self,
+        texts: TrunkOutputs,
+        labels: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        adapter: Adapter,
+        personal: Mapping[str, Tensor],
+    ) -> tuple[int, float]:
+        """Return how many of some texts an adapter with a personal part classifies rightly, and the sum of losses."""
+        load(self.adapted, adapter, personal)
+        logits = training.predict_logits(self.adapted, texts, rows, "evaluating")
+        losses = functional.cross_entropy(
+            torch.from_numpy(logits).double(), torch.from_numpy(labels[rows]), reduction="sum"
+        )
+        return int((logits.argmax(axis=1) == labels[rows]).sum()), float(losses)
 
 
-def load_model(config: Config, label_names: Sequence[str]) -> Model:
+def load_model(config: Config, label_names: Sequence[str], method: Method | None = None) -> Model:
     """Load the encoder that the settings name and attach its adapters.
 
     Args:
         config: the settings; the model's own are the same with nothing left to the machine or the data.
         label_names: the classes.
+        method: an adapter method of one's own; None for the one that the settings name.
 
     Raises:
         InputError, ConfigError: settings that the model or the classes cannot meet.
+        TypeError: a method that the forward pass would leave out in part.
     """
     config = _resolved(config, len(label_names))
     torch.set_num_threads(config.run.threads)
@@ -159,27 +198,15 @@ def load_model(config: Config, label_names: Sequence[str]) -> Model:
     shape = EncoderShape(encoder.num_layers, encoder.hidden_size, intermediate_size, encoder.num_heads)
     _check_sizes(config, shape)
     check_fits(config, shape)
-    peft_model = lora.attach(
-        encoder,
-        placement.target_maps(config.adapter.target_modules),
-        scaling=config.adapter.scaling,
-        dropout=config.adapter.dropout,
-    )
-    return Model(config, encoder, peft_model, shape)
+    adapted = attach(encoder, method or method_of(config))
+    return Model(config, adapted, shape, initial(adapted, trained_head(adapted, config.model.head)))
 
 
-def amounts_of_text(lengths: Sequence[NDArray[np.int64]]) -> ClientTexts:
-    """What the planner counts of the clients' texts.
-
-    Args:
-        lengths: token counts of each client's texts.
-    """
-    as_float = [length.astype(np.float64) for length in lengths]
-    return ClientTexts(
-        samples=np.array([float(len(length)) for length in as_float]),
-        token_sum=np.array([length.sum() for length in as_float]),
-        token_square_sum=np.array([(length**2).sum() for length in as_float]),
-    )
+def method_of(config: Config) -> Method:
+    """Return the adapter method that the settings name."""
+    adapter = config.adapter
+    linears = placement.target_maps(adapter.target_modules)
+    return make_method(adapter.method, {"linears": linears, "scaling": adapter.scaling, "dropout": adapter.dropout})
 
 
 def _device() -> torch.device:

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from splitrank.config import Config
-from splitrank.federation.budgets import (
+from splitrank.federation.costs import preparation
+from splitrank.federation.problems import plan_round, planned_problem
+from splitrank.federation.sizes import (
     DEFAULT_NUM_LABELS,
+    adapter_numbers,
     encoder_shape,
-    plan_round,
-    planned_problem,
-    planned_texts,
-    preparation,
-    trained_parameters,
+    fixed_rank,
+    head_numbers_sent,
 )
+from splitrank.federation.texts import planned_texts
 from splitrank.planning.plan import plan_json
 from splitrank.records import finite
 
@@ -22,22 +23,23 @@ from splitrank.records import finite
 def plan_report(config: Config, round: int) -> dict[str, Any]:
     """Plan a round for ``client.samples`` texts per client.
 
-    Beside the plan it tells how many parameters are trained: ``adapter_parameters_per_rank`` and
-    ``head_parameters``; and where the frozen trunk is prepared outside the rounds, each client's ``preparation_s``
-    and ``preparation_j``.
+    Beside the plan it tells how many parameters are trained and sent: ``adapter_parameters_per_rank`` and
+    ``head_parameters``, and ``adapter_parameters_constant`` where some do not depend on the rank; and where the frozen
+    trunk is prepared outside the rounds, each client's ``preparation_s`` and ``preparation_j``. An infinite budget is
+    None.
     """
     shape = encoder_shape(config)
     texts = planned_texts(config)
     problem = planned_problem(config, round, sit_out=False)
     plan = plan_round(config, problem, round, sit_out=False)
     report = plan_json(plan, problem)
-    parameters = trained_parameters(config, shape)
+    numbers = adapter_numbers(config, shape)
     clients = report.pop("clients")
     prepared = preparation(config, shape, texts)
     for index, client in enumerate(clients):
         client["samples"] = int(texts.samples[index])
         client["latency_budget_s"] = config.budget.latency_s
-        client["energy_budget_j"] = float(problem.energy_j[index])
+        client["energy_budget_j"] = float(problem.energy_budget_j[index])
         if prepared is not None:
             client["preparation_s"] = float(prepared.seconds[index])
             client["preparation_j"] = float(prepared.joules[index])
@@ -45,11 +47,12 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
         {
             **report,
             "round": round,
-            "adapter_parameters_per_rank": parameters.adapter_per_rank,
-            "head_parameters": parameters.head,
+            "adapter_parameters_per_rank": numbers.per_rank,
+            "head_parameters": head_numbers_sent(config, shape),
             "num_labels": config.model.num_labels or DEFAULT_NUM_LABELS,
-            "rank_is_fixed": config.adapter.rank is not None,
+            "rank_is_fixed": fixed_rank(config) is not None,
             "clients": clients,
+            **({"adapter_parameters_constant": numbers.constant} if numbers.constant else {}),
         }
     )
     return plain
@@ -59,36 +62,40 @@ _COLUMNS = ("client", "max rank", "GHz", "compute s", "up s", "down s", "latency
 
 
 def plan_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yield the plan as a table that fits a terminal of 80 columns, a line at a time."""
+    """Yield the plan as a table that fits a terminal of 80 columns, a line at a time.
+
+    Where ranks differ from client to client they have a column of their own, and so have unequal energy budgets.
+    """
     clients = report["clients"]
-    if report["status"] == "infeasible":
-        yield "infeasible: not every client can take part within its budgets"
-    else:
-        rank, per_rank = report["rank"], report["adapter_parameters_per_rank"]
-        how = "fixed by adapter.rank" if report["rank_is_fixed"] else f"{report['status']}, {report['method']}"
-        yield f"rank {rank} for all ({how})"
-        yield (
-            f"trained and sent: {rank * per_rank:,} adapter parameters ({per_rank:,} per rank), "
-            f"{report['head_parameters']:,} in the head"
-        )
+    ranks = sorted({client["rank"] for client in clients})
+    ranks_differ = report["rank"] is None
+    yield from _headlines(report, ranks)
     samples = sorted({client["samples"] for client in clients})
     counted = f"{samples[0]:,}" if len(samples) == 1 else f"{samples[0]:,} to {samples[-1]:,}"
     yield f"counted for {counted} texts per client (client.samples) and {report['num_labels']} classes"
     energy_budgets = {client["energy_budget_j"] for client in clients}
-    columns = (*_COLUMNS, *(("budget J",) if len(energy_budgets) > 1 else ()))
-    shown = f"{min(energy_budgets):,.6g} J" if len(energy_budgets) == 1 else "an energy budget of its own"
-    yield f"budgets of a round: {clients[0]['latency_budget_s']:,.6g} s and {shown} per client"
+    budgets_differ = len(energy_budgets) > 1
+    columns = [*_COLUMNS[:1], *(["rank"] if ranks_differ else []), *_COLUMNS[1:], *(["budget J"] * budgets_differ)]
+    latency_budget_s = clients[0]["latency_budget_s"]
+    energy = "an energy budget of its own" if budgets_differ else _budget(energy_budgets.pop(), "J", "energy")
+    limits = f"{_budget(latency_budget_s, 's', 'time')} and {energy} per client"
+    is_unlimited = latency_budget_s is None and all(client["energy_budget_j"] is None for client in clients)
+    yield f"budgets of a round: {'no limit' if is_unlimited else limits}"
     yield ""
-    yield "".join(f"{name:>10}" for name in columns) + "  limited by"
+    widths = [7, 6] if ranks_differ else [10]
+    widths += [10] * (len(columns) - len(widths))
+    yield "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)) + "  limited by"
     for client in clients:
         values = [
             f"{client['client']}",
+            *([f"{client['rank']}"] if ranks_differ else []),
             f"{client['max_rank']}",
             _cell(client["frequency_hz"], 1e9, 3),
             *(_cell(client[key]) for key in ("compute_s", "uplink_s", "downlink_s", "latency_s", "energy_j")),
-            *((_cell(client["energy_budget_j"]),) if len(energy_budgets) > 1 else ()),
+            *([_cell(client["energy_budget_j"], none="no limit")] if budgets_differ else []),
         ]
-        yield "".join(f"{value:>10}" for value in values) + f"  {client['binding']}"
+        cells = "".join(f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
+        yield f"{cells}  {client['binding']}"
     for client in clients:
         if "shortfall" in client:
             yield f"client {client['client']} cannot take part: {shortfall_text(client['shortfall'])}"
@@ -99,14 +106,38 @@ def plan_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"once, before the rounds and outside their budgets: the frozen layers, {cost}"
 
 
-def _cell(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
-    return "-" if value is None else f"{value / scale:,.{digits}f}"
+def _headlines(report: dict[str, Any], ranks: list[int]) -> Iterator[str]:
+    """Yield what was planned, and how much of it is trained and sent."""
+    if report["status"] == "infeasible":
+        yield "infeasible: not every client can take part within its budgets"
+        return
+    per_rank, constant = report["adapter_parameters_per_rank"], report.get("adapter_parameters_constant", 0)
+    how = f"{report['status']}, {report['method']}"
+    if not per_rank:
+        yield f"no rank to choose ({how})"
+    elif report["rank"] is None:
+        yield f"a rank for each client: {ranks[0]} to {ranks[-1]} ({how})"
+    else:
+        yield f"rank {report['rank']} for all ({'fixed by adapter.rank' if report['rank_is_fixed'] else how})"
+    counts = [f"{constant + rank * per_rank:,}" for rank in dict.fromkeys((ranks[0], ranks[-1]))]
+    each = f" ({per_rank:,} per rank)" if per_rank else ""
+    yield (
+        f"trained and sent: {' to '.join(counts)} adapter parameters{each}, {report['head_parameters']:,} in the head"
+    )
+
+
+def _cell(value: float | None, scale: float = 1.0, digits: int = 1, *, none: str = "-") -> str:
+    return none if value is None else f"{value / scale:,.{digits}f}"
+
+
+def _budget(value: float | None, unit: str, what: str) -> str:
+    return f"no limit of {what}" if value is None else f"{value:,.6g} {unit}"
 
 
 def shortfall_text(shortfall: dict[str, Any]) -> str:
-    """What a client lacks, in words, from the ``"shortfall"`` of its plan; at rate 0 no time is enough."""
-    unit, available = shortfall["unit"], f"{shortfall['available']:,.6g}"
+    """Return what a client lacks, in words, from the ``"shortfall"`` of its plan; at rate 0 no time is enough."""
     if shortfall["needed"] is None:
         return f"{shortfall['constraint']}, has no link"
+    unit, available = shortfall["unit"], f"{shortfall['available']:,.6g}"
     needed = f"{shortfall['needed']:,.6g} {unit}"
     return f"{shortfall['constraint']}, needs {needed} and has {available} {unit}"

@@ -2,71 +2,29 @@
 
 Xie and Wen, "Fine-tuning method for pre-trained model RoBERTa based on federated split learning and low-rank
 adaptation": plan the largest LoRA rank that every client's budgets allow, train the last layers at that rank on
-every client, average what they learnt.
+every client, average what they learnt. Other adapters, other rules and a rank for each client go the same way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
+import numpy as np
 
-from splitrank.config import Config
-from splitrank.learning.adapters.lora import Adapter, resize
-from splitrank.learning.aggregation.fedavg import factor_averaging_error, fedavg
-from splitrank.learning.client import Evaluation, Update
+from splitrank.federation.clients import Clients, Missed
+from splitrank.federation.state import State
+from splitrank.learning.aggregation.distribute import distribute
+from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
+from splitrank.learning.client import Update
 from splitrank.planning.plan import Plan, plan_json
 from splitrank.planning.problem import Problem
 from splitrank.records import RoundRecord
 
 
-@dataclass(frozen=True, eq=False)
-class State:
-    """All that one round hands to the next.
-
-    Attributes:
-        round: last finished round, 0 before training.
-        adapter: the global adapter, with the head where it is shared.
-        local_heads: client → its own head, where ``model.head = "local"``.
-    """
-
-    round: int
-    adapter: Adapter
-    local_heads: Mapping[int, Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Missed:
-    """A participant that gave no update, and why; ``wall`` as in :class:`Update`."""
-
-    reason: str
-    wall: Mapping[str, float] = field(default_factory=dict)
-
-
-class Clients(Protocol):
-    """The clients as a round sees them, wherever they run."""
-
-    @property
-    def num_samples(self) -> Sequence[int]:
-        """Training texts of each client."""
-
-    def problem(self, round: int) -> Problem:
-        """The round's problem P1: links, processors, workload and budgets of every client."""
-
-    def plan(self, problem: Problem, round: int) -> Plan:
-        """The largest common rank that fits, and every client's frequency; a client that fits none sits out."""
-
-    def train(self, start: State, plan: Plan, round: int) -> Mapping[int, Update | Missed]:
-        """Let every participant train on its own texts, starting from one adapter, at the plan's frequency."""
-
-    def evaluate(self, state: State) -> Evaluation:
-        """Judge the state's model on the test texts."""
-
-
-def run_round(state: State, clients: Clients, config: Config) -> tuple[State, RoundRecord]:
+def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
     """Draw channels, plan, resize, train, aggregate, evaluate.
 
     A client that can do no rank this round sits out; a round in which nobody can take part leaves the model as it
@@ -80,48 +38,50 @@ def run_round(state: State, clients: Clients, config: Config) -> tuple[State, Ro
         RunError: training diverged on a client.
     """
     started_s = time.perf_counter()
-    seed, round = config.run.seed, state.round + 1
-
-    problem = clients.problem(round)
-    plan = clients.plan(problem, round)
-
-    replies: Mapping[int, Update | Missed] = {}
-    if plan.participants.any():
-        start = replace(state, adapter=resize(state.adapter, plan.rank, seed=seed, round=round))
-        replies = clients.train(start, plan, round)
-    updates, missed = _sorted_out(replies, config.federation.min_clients)
-
-    error = None
-    if updates:
-        adapters = [update.adapter for update in updates.values()]
-        num_samples = [update.num_samples for update in updates.values()]
-        averaged = fedavg(adapters, num_samples)
-        error = factor_averaging_error(adapters, num_samples, averaged)
-        heads = {client: update.local_head for client, update in updates.items() if update.local_head}
-        state = State(round, averaged, {**state.local_heads, **heads})
-    else:
-        state = replace(state, round=round)
-
+    problem = clients.problem(state)
+    plan = clients.plan(problem, state)
+    starts = starts_of(state, plan, clients)
+    replies = clients.train(starts, plan, state) if starts.of else {}
+    updates, missed = split_replies(replies, clients.config.federation.min_clients)
+    state, combined = aggregate(state, starts, updates, clients.rule)
     evaluation = clients.evaluate(state)
     record = RoundRecord(
-        round=round,
+        round=state.round,
         status=plan.status,
-        rank=plan.rank,
+        rank=plan.largest_rank,
         accuracy=evaluation.accuracy,
         loss=evaluation.loss,
         macro_f1=evaluation.macro_f1,
         worst_client_accuracy=evaluation.worst_client_accuracy,
-        factor_averaging_error=error,
+        factor_averaging_error=combined.factor_averaging_error if combined else None,
         clients=_client_records(plan, problem, clients, updates, missed),
         wall_s=time.perf_counter() - started_s,
+        diagnostics=dict(combined.diagnostics) if combined else {},
     )
     return state, record
 
 
-def _sorted_out(
+def starts_of(state: State, plan: Plan, clients: Clients) -> Starts:
+    """Return what each participant starts from: the global adapter at its planned rank."""
+    ranks = {int(client): int(plan.rank[client]) for client in np.flatnonzero(plan.participants)}
+    if not ranks:
+        return Starts(state.adapter, {})
+    config = clients.config
+    return distribute(
+        state.adapter,
+        ranks,
+        clients.model.method,
+        clients.rule,
+        keeps_largest=config.planner.rank_policy == "per-client",
+        seed=config.run.seed,
+        round=state.round + 1,
+    )
+
+
+def split_replies(
     replies: Mapping[int, Update | Missed], min_clients: int
 ) -> tuple[dict[int, Update], dict[int, Missed]]:
-    """Updates in the order of the clients, none if there are too few; and who gave none, or gave it in vain."""
+    """Return updates in the order of the clients, none if there are too few; and who gave none, or gave it in vain."""
     updates = {client: reply for client, reply in sorted(replies.items()) if isinstance(reply, Update)}
     missed = {client: reply for client, reply in replies.items() if isinstance(reply, Missed)}
     if len(updates) >= min_clients:
@@ -130,23 +90,44 @@ def _sorted_out(
     return {}, missed | dict.fromkeys(updates, too_few)
 
 
+def aggregate(state: State, starts: Starts, updates: Mapping[int, Update], rule: Rule) -> tuple[State, Combined | None]:
+    """Return the state after the round, and what the rule says of it; without updates the model stays as it is."""
+    if not updates:
+        return replace(state, round=state.round + 1), None
+    adapters = {client: update.adapter for client, update in updates.items()}
+    weights = weights_of({client: update.num_samples for client, update in updates.items()})
+    combined = rule.combine(starts, adapters, weights, state.memory)
+    personal = {client: update.personal for client, update in updates.items() if update.personal}
+    after = State(
+        round=state.round + 1,
+        turn=state.turn + 1,
+        adapter=combined.adapter,
+        local=dict(sorted({**state.local, **personal}.items())),
+        memory=combined.memory,
+        ledger=state.ledger,
+    )
+    return after, combined
+
+
 def _client_records(
     plan: Plan, problem: Problem, clients: Clients, updates: Mapping[int, Update], missed: Mapping[int, Missed]
 ) -> list[dict[str, Any]]:
-    bits, num_samples = problem.workload.payload_bits(plan.rank), clients.num_samples
+    uplink_bits, downlink_bits = problem.workload.uplink_bits(plan.rank), problem.workload.downlink_bits(plan.rank)
+    num_samples = clients.num_samples
     records: list[dict[str, Any]] = plan_json(plan, problem)["clients"]
     for client, record in enumerate(records):
         update = updates.get(client)
         record.update(
-            uplink_bits=float(bits[client]) if update else 0.0,
-            downlink_bits=float(bits[client]) if update or client in missed else 0.0,
+            uplink_bits=float(uplink_bits[client]) if update else 0.0,
+            downlink_bits=float(downlink_bits[client]) if update or client in missed else 0.0,
             train_loss=update.train_loss if update else None,
             samples=num_samples[client],
-            energy_budget_j=float(problem.energy_j[client]),
+            energy_budget_j=float(problem.energy_budget_j[client]),
             dropped=update is None,
         )
         if client in missed:
             record["missed"] = missed[client].reason
         reply = update or missed.get(client)
         record.update(reply.wall if reply else {})
+        record.update(update.notes if update else {})
     return records

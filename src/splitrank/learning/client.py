@@ -1,4 +1,4 @@
-"""What a client does in a round: train the shared adapter on its own texts; and how a model is judged."""
+"""What a client does in a round, train the shared adapter on its own texts; and how a model is evaluated."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from splitrank import streams
 from splitrank.errors import RunError
-from splitrank.learning.adapters import lora
-from splitrank.learning.adapters.lora import Adapter
-from splitrank.learning.encoder import Encoder
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.method import (
+    AdaptedEncoder,
+    LocalTerms,
+    Parameters,
+    freeze_unselected,
+    load,
+    read,
+    read_tensors,
+)
+from splitrank.learning.adapters.selection import Index, Select, everything, outside
 from splitrank.learning.trunk import BATCH_TOKENS, TrunkOutputs, length_batches
 from splitrank.progress import track
 
@@ -54,15 +61,39 @@ class Training:
 class Update:
     """What a client returns: its adapter, the mean loss over the texts it trained on, and how many it has.
 
-    ``local_head`` stays on the client (``model.head = "local"``); ``wall`` is what the round really took on a real
-    machine, under names that contain ``wall``.
+    ``personal`` stays on the client: tensors that are trained and not sent. ``wall`` is what the round really took on a
+    real machine, under names that contain ``wall``; ``notes`` is what else the record is to say of the client.
     """
 
     adapter: Adapter
     train_loss: float
     num_samples: int
-    local_head: Mapping[str, Tensor]
+    personal: Mapping[str, Tensor]
     wall: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a client is asked to do in a round.
+
+    Attributes:
+        start: the adapter to start from.
+        seed, round, client: key of the streams.
+        turn: rounds aggregated so far.
+        personal: the client's own tensors, trained but not shared, by name.
+        select: which numbers it trains; see :mod:`adapters.selection`.
+        terms: what the method and the rule add to its steps.
+    """
+
+    start: Adapter
+    seed: int
+    round: int
+    client: int
+    turn: int = 0
+    personal: Mapping[str, Tensor] = field(default_factory=dict)
+    select: Select = everything
+    terms: Sequence[LocalTerms] = ()
 
 
 @dataclass
@@ -136,78 +167,90 @@ def shuffled_batches(
 
 
 def train(
-    encoder: Encoder,
-    peft_model: PeftModel,
-    adapter: Adapter,
+    adapted: AdaptedEncoder,
+    task: Task,
     texts: TrunkOutputs,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
     training: Training,
     *,
-    seed: int,
-    round: int,
-    client: int,
-    local_head: Mapping[str, Tensor],
     pace: Pace = FULL_SPEED,
 ) -> Update:
     """Train one client for one round with AdamW (Loshchilov and Hutter, ICLR 2019), its moments starting at zero.
 
     The paper names neither optimiser nor batch size; these are our choices. Order and dropout come from the streams
-    (seed, "batches" | "dropout", round, client).
+    (seed, "batches" | "dropout", round, client). What is not selected keeps the value that it starts from.
 
     Args:
-        encoder, peft_model: the model that all clients share; it holds this client's adapter afterwards.
-        adapter: the global adapter of the round.
+        adapted: the model that all clients share; it holds this client's adapter afterwards.
+        task: what is asked; see :class:`Task`.
         texts: trunk outputs of all training texts.
         rows: this client's rows of ``texts``, int64, shape (num_samples,).
         labels: class indices of all training texts, int64.
         training: see :class:`Training`.
-        seed, round, client: key of the streams.
-        local_head: this client's own head, empty unless ``model.head = "local"``.
         pace: see :class:`Pace`.
 
     Raises:
         RunError: the loss or a weight is no longer finite, or time ran out.
     """
-    parameters = lora.load(peft_model, adapter, local_head)
-    train_loss = descend(
-        encoder, parameters, texts, rows, labels, training, seed=seed, round=round, client=client, pace=pace
-    )
+    loaded = load(adapted, task.start, task.personal)
+    parameters, partly = freeze_unselected(loaded, task.select, task.client, task.turn)
+    mended = [PartlyTrained(parameters[name], index) for name, index in partly.items()]
+    train_loss = train_epochs(adapted, parameters, mended, task, texts, rows, labels, training, pace=pace)
     return Update(
-        adapter=lora.read(peft_model, adapter),
+        adapter=read(adapted, task.start),
         train_loss=train_loss,
         num_samples=len(rows),
-        local_head=lora.read_head(peft_model, list(local_head)),
+        personal=read_tensors(adapted, task.personal, task.start),
     )
 
 
-def descend(
-    encoder: Encoder,
-    parameters: Sequence[nn.Parameter],
+class PartlyTrained:
+    """A parameter of which only some numbers are trained: the others have no gradient and keep their values."""
+
+    def __init__(self, parameter: nn.Parameter, index: Index) -> None:
+        self._parameter, self._fixed = parameter, outside(parameter, index)
+        self._values = parameter.detach()[self._fixed].clone()
+
+    def after_backward(self) -> None:
+        if self._parameter.grad is not None:
+            self._parameter.grad[self._fixed] = 0.0
+
+    def after_step(self) -> None:
+        with torch.no_grad():  # weight decay moves what has no gradient, too
+            self._parameter[self._fixed] = self._values
+
+
+def train_epochs(
+    adapted: AdaptedEncoder,
+    parameters: Parameters,
+    partly: Sequence[PartlyTrained],
+    task: Task,
     texts: TrunkOutputs,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
     training: Training,
     *,
-    seed: int,
-    round: int,
-    client: int,
     pace: Pace = FULL_SPEED,
 ) -> float:
-    """The steps of one client's round, on the parameters as they stand in the encoder's model.
+    """Run the steps of one client's round, on the parameters as they stand in the model.
+
+    A step: backward, the terms' ``after_backward``, clip, step.
 
     Args:
-        parameters: what is trained.
-        encoder, texts, rows, labels, training, seed, round, client, pace: as in :func:`train`.
+        parameters: what is trained, by name.
+        partly: those of which only some numbers are.
+        adapted, task, texts, rows, labels, training, pace: as in :func:`train`.
 
     Returns:
-        the mean loss over the texts trained on [nats].
+        the mean loss over the texts trained on [nats], without the penalty.
 
     Raises:
         RunError: the loss or a weight is no longer finite, or time ran out.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
-    draws = streams.generator(seed, "batches", round, client)
+    encoder, trained = adapted.encoder, list(parameters.values())
+    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
+    draws = streams.generator(task.seed, "batches", task.round, task.client)
     epochs = [shuffled_batches(texts.lengths[rows], training.batch_size, draws) for _ in range(training.local_epochs)]
     batches = [rows[batch] for epoch in epochs for batch in epoch]
     num_steps = training.num_rounds * len(batches)
@@ -218,44 +261,58 @@ def descend(
     cuda = [device] if device.type == "cuda" else []
     started_s, num_done = time.monotonic(), 0
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(streams.integer(seed, "dropout", round, client))
-        description = f"round {round}, client {client}"
-        for step, batch in enumerate(track(batches, description, total=len(batches)), (round - 1) * len(batches)):
+        torch.manual_seed(streams.integer(task.seed, "dropout", task.round, task.client))
+        description = f"round {task.round}, client {task.client}"
+        first_step = (task.round - 1) * len(batches)
+        for step, batch in enumerate(track(batches, description, total=len(batches)), first_step):
             hidden, lengths = texts.read(batch)
-            logits = encoder.logits(hidden.to(device), lengths)
+            logits = adapted.logits(hidden.to(device), lengths)
             loss = functional.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            penalties = [term.penalty(parameters, task.start) for term in task.terms if term.penalty]
+            sum(penalties, loss).backward()  # type: ignore[no-untyped-call]
+            for part in partly:
+                part.after_backward()
+            for term in task.terms:
+                if term.after_backward:
+                    term.after_backward(parameters)
+            torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * learning_rate_factor(training.schedule, step, num_steps)
             optimizer.step()
+            for part in partly:
+                part.after_step()
             loss_sum += loss.detach().double() * len(batch)
             num_done += 1
             pace.keep(started_s, num_done / len(batches))
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
-    if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(parameters))):
+    if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(trained))):
         raise RunError(
-            f"The loss and weights of client {client} in round {round} must be finite, got a loss of {train_loss}; "
-            f"try a train.learning_rate below {training.learning_rate:g}"
+            f"The loss and weights of client {task.client} in round {task.round} must be finite, got a loss of "
+            f"{train_loss}; try a train.learning_rate below {training.learning_rate:g}"
         )
     return train_loss
 
 
 @torch.no_grad()
-def predict_logits(encoder: Encoder, texts: TrunkOutputs, rows: NDArray[np.int64], what: str) -> NDArray[np.float32]:
-    """Class scores of cached texts by the model as it stands, float32, shape (len(rows), num_labels)."""
+def predict_logits(
+    adapted: AdaptedEncoder, texts: TrunkOutputs, rows: NDArray[np.int64], what: str
+) -> NDArray[np.float32]:
+    """Return class scores of cached texts by the model as it stands, float32, shape (len(rows), num_labels)."""
+    encoder = adapted.encoder
     encoder.model.eval()
     device = encoder.model.device
     scores = np.zeros((len(rows), encoder.model.config.num_labels), dtype=np.float32)
     batches = list(length_batches(texts.lengths[rows], BATCH_TOKENS))
     for batch in track(batches, what, total=len(batches)):
         hidden, lengths = texts.read(rows[batch])
-        scores[batch] = encoder.logits(hidden.to(device), lengths).cpu().numpy()
+        scores[batch] = adapted.logits(hidden.to(device), lengths).cpu().numpy()
     return scores
 
 
-def judge(logits: NDArray[np.float32], labels: NDArray[np.int64], shares: Sequence[NDArray[np.int64]]) -> Evaluation:
+def classification_metrics(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], shares: Sequence[NDArray[np.int64]]
+) -> Evaluation:
     """Accuracy, mean cross-entropy, macro-averaged F1 and the worst client's accuracy.
 
     Args:

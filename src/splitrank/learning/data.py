@@ -177,6 +177,12 @@ def load_split(
     return split_with_classes(read_table(file, columns_wanted(text, label)), text, label, classes)
 
 
+def has_split(path: str | Path, split: str) -> bool:
+    """Whether a folder holds a file for a split."""
+    place = Path(path).expanduser().absolute()
+    return place.is_dir() and _split_file(place, split) is not None
+
+
 def take_rows(data: TextData, train_rows: int | None, test_rows: int | None, seed: int) -> TextData:
     """Keep that many rows of each split, drawn by seed, in their old order.
 

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from splitrank import placement, streams
 from splitrank.errors import ConfigError, InputError
 from splitrank.learning.families import FAMILIES, Family
-from splitrank.learning.layer import Dropout, Layer, Layout, lay_out, run_layer
+from splitrank.learning.layer import Dropout, Layer, Layout, frozen_part, lay_out, run_layer
 from splitrank.learning.minilm import minilm_folder
 
 OFFLINE_MODEL = "minilm"
@@ -67,8 +67,9 @@ class Encoder:
         trained_layers: ascending indices of the layers that get adapters.
         precision: ``torch.float32`` or ``torch.bfloat16``, what matrix products and the trunk's output use.
         location: hub name or absolute folder from which plain ``transformers`` loads the same weights.
-        query_key_value: for each layer the three frozen matrices and biases below each other, shapes
-            (3·hidden_size, hidden_size) and (3·hidden_size,), in ``precision``; the model's own are views of them.
+        query_key_value: for each layer that :meth:`hold` has seen the three frozen matrices and biases below each
+            other, shapes (3·hidden_size, hidden_size) and (3·hidden_size,), in ``precision``; the model's own are
+            views of them.
     """
 
     model: Any
@@ -76,7 +77,7 @@ class Encoder:
     trained_layers: tuple[int, ...]
     precision: torch.dtype
     location: str
-    query_key_value: Sequence[tuple[Tensor, Tensor]]
+    query_key_value: list[tuple[Tensor, Tensor] | None]
 
     @property
     def family(self) -> Family:
@@ -117,7 +118,8 @@ class Encoder:
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _compute(self) -> Any:
+    def compute(self) -> Any:
+        """Return the context in which matrix products run in ``precision``."""
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=self.precision)
@@ -134,37 +136,36 @@ class Encoder:
         """
         padded = _pad(token_ids, self.tokenizer.pad_token_id).to(self.model.device)
         layout = lay_out(torch.tensor([len(ids) for ids in token_ids]), self.model.device)
-        with torch.no_grad(), self._compute():
+        with torch.no_grad(), self.compute():
             embedded: Tensor = _part(self.model, self.family.embeddings)(input_ids=padded).to(self.precision)
             missing = layout.mask.shape[1] - padded.shape[1]
             grid = functional.pad(embedded, (0, 0, 0, missing)).flatten(0, 1)
             hidden = grid.index_select(0, layout.row_to_grid)
-            bias = self._attention_bias(layout)
-            for layer in self._layers(range(self.cut_layer)):
+            bias = self.attention_bias(layout)
+            for layer in self.layers(range(self.cut_layer)):
                 hidden = run_layer(layer, hidden, layout, bias, Dropout(0.0, 0.0), first_token_only=False)
             # CUDA's autocast normalises in float32 and leaves it so; the processor's does not.
             return hidden.to(self.precision)
 
-    def logits(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Class scores from the trunk's output: the layers from the cut on, then the head.
+    def hold(self, indices: range) -> None:
+        """Keep frozen matrices in the precision they are multiplied in, query, key and value below each other.
 
         Args:
-            hidden: shape (num_rows, hidden_size), as :meth:`trunk` gives it.
-            lengths: tokens of each text, int64 on the host, shape (texts,).
-
-        Returns:
-            float32 logits, shape (texts, num_labels).
+            indices: layers whose matrices nobody trains; what a method has added to them stays as it is.
         """
-        layout = lay_out(lengths, self.model.device)
-        with self._compute():
-            bias = self._attention_bias(layout)
-            for index, layer in enumerate(self._layers(range(self.cut_layer, self.num_layers)), self.cut_layer):
-                is_last = index == self.num_layers - 1
-                hidden = run_layer(layer, hidden, layout, bias, self._dropout(), first_token_only=is_last)
-            return self.family.head(self.model, hidden).float()
+        for index in indices:
+            layer = _part(self.model, self.family.layers)[index]
+            for path in self.family.maps.values():
+                frozen_part(_part(layer, path)).to(self.precision)
+            linears = [frozen_part(_part(layer, self.family.maps[name])) for name in ("query", "key", "value")]
+            weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+            for linear, own_weight, own_bias in zip(linears, weight.chunk(3), bias.chunk(3), strict=True):
+                linear.weight = nn.Parameter(own_weight, requires_grad=False)
+                linear.bias = nn.Parameter(own_bias, requires_grad=False)
+            self.query_key_value[index] = (weight, bias)
 
-    def _attention_bias(self, layout: Layout) -> Tensor:
-        """What is added to attention scores: minus infinity (nearly) at padding, plus MPNet's relative positions.
+    def attention_bias(self, layout: Layout) -> Tensor:
+        """Return what is added to attention scores: nearly minus infinity at padding, and MPNet's relative positions.
 
         Shape (texts, 1 or heads, 1 or width, width).
         """
@@ -175,13 +176,17 @@ class Encoder:
             bias = bias + _part(self.model, self.family.position_bias)(mask).to(self.precision)
         return bias
 
-    def _layers(self, indices: range) -> Iterator[Layer]:
+    def layers(self, indices: range) -> Iterator[Layer]:
+        """Yield the parts of some layers as they stand in the model; :meth:`hold` must have seen these layers."""
         family, model_config = self.family, self.model.config
         modules = _part(self.model, family.layers)
         for index in indices:
             module = modules[index]
+            fused = self.query_key_value[index]
+            if fused is None:
+                raise TypeError(f"layer {index} must be held in {self.precision} to run packed, got one that is not")
             yield Layer(
-                query_key_value=self.query_key_value[index],
+                query_key_value=fused,
                 maps={name: _part(module, path) for name, path in family.maps.items()},
                 attention_norm=_part(module, family.attention_norm),
                 output_norm=_part(module, family.output_norm),
@@ -189,7 +194,8 @@ class Encoder:
                 num_heads=self.num_heads,
             )
 
-    def _dropout(self) -> Dropout:
+    def dropout(self) -> Dropout:
+        """Return the dropout of the trained layers: none in evaluation."""
         hidden, attention = (_config_value(self.model.config, name) for name in self.family.dropouts[:2])
         return Dropout(hidden, attention) if self.model.training else Dropout(0.0, 0.0)
 
@@ -285,6 +291,7 @@ def load_encoder(
                 config=model_config,
                 output_loading_info=True,
                 dtype=torch.float32,
+                attn_implementation="eager",  # on short texts the quickest on processors, above all backward
                 ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError) as error:
@@ -301,22 +308,9 @@ def load_encoder(
             if key in new_weights:
                 _initialise(key, parameter, model_config.initializer_range, seed)
     model.requires_grad_(False).eval().to(device)
-    return Encoder(model, tokenizer, layers, precision, location, _hold_in(precision, model, family))
-
-
-def _hold_in(precision: torch.dtype, model: nn.Module, family: Family) -> list[tuple[Tensor, Tensor]]:
-    """Keep the layers' matrices in the precision they are multiplied in, query, key and value below each other."""
-    query_key_value = []
-    for layer in _part(model, family.layers):
-        for path in family.maps.values():
-            _part(layer, path).to(precision)
-        modules = [_part(layer, family.maps[name]) for name in ("query", "key", "value")]
-        weight, bias = (torch.cat([getattr(module, name) for module in modules]) for name in ("weight", "bias"))
-        for module, own_weight, own_bias in zip(modules, weight.chunk(3), bias.chunk(3), strict=True):
-            module.weight = nn.Parameter(own_weight, requires_grad=False)
-            module.bias = nn.Parameter(own_bias, requires_grad=False)
-        query_key_value.append((weight, bias))
-    return query_key_value
+    encoder = Encoder(model, tokenizer, layers, precision, location, [None] * model_config.num_hidden_layers)
+    encoder.hold(range(encoder.cut_layer))
+    return encoder
 
 
 def _first_line(error: Exception) -> str:

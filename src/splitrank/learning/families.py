@@ -1,10 +1,10 @@
-"""What the supported model families call their parts, and how each one's head reads the first token."""
+"""What the supported model families call their parts, how each runs a layer, and how its head reads the first token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Family:
-    """What a model family calls its parts. Paths of maps and norms start at a layer, the others at the model."""
+    """What a model family calls its parts, and how it runs them.
+
+    Paths of linears and norms start at a layer, the others at the model. ``run_layer`` takes a layer, states of shape
+    (texts, width, hidden_size) and the bias of its attention scores; ``head`` the model and the first tokens' states.
+    """
 
     embeddings: str
     layers: str
@@ -20,10 +24,22 @@ class Family:
     attention_norm: str
     output_norm: str
     head: Callable[[nn.Module, Tensor], Tensor]
+    run_layer: Callable[[nn.Module, Tensor, Tensor], Tensor]
     head_modules: tuple[str, ...]
     last_linear: str
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
     position_bias: str | None = None
+
+
+def _bert_layer(layer: Any, grid: Tensor, bias: Tensor) -> Tensor:
+    """Run a layer on states (texts, width, hidden_size), with what is added to its attention scores."""
+    states: Tensor = layer(grid, bias)
+    return states
+
+
+def _mpnet_layer(layer: Any, grid: Tensor, bias: Tensor) -> Tensor:
+    (states,) = layer(grid, attention_mask=bias)  # relative positions are in the bias already
+    return cast(Tensor, states)
 
 
 def _classifier_head(model: Any, first_token: Tensor) -> Tensor:
@@ -59,6 +75,7 @@ def _roberta() -> Family:
         attention_norm="attention.output.LayerNorm",
         output_norm="output.LayerNorm",
         head=_classifier_head,
+        run_layer=_bert_layer,
         head_modules=("classifier",),
         last_linear="classifier.out_proj",
     )
@@ -75,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         attention_norm="attention.output.LayerNorm",
         output_norm="output.LayerNorm",
         head=_pooler_head,
+        run_layer=_bert_layer,
         head_modules=("pooler", "classifier"),
         last_linear="classifier",
     ),
@@ -91,6 +109,7 @@ FAMILIES: dict[str, Family] = {
         attention_norm="attention.LayerNorm",
         output_norm="output.LayerNorm",
         head=_classifier_head,
+        run_layer=_mpnet_layer,
         head_modules=("classifier",),
         last_linear="classifier.out_proj",
         dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -110,6 +129,7 @@ FAMILIES: dict[str, Family] = {
         attention_norm="sa_layer_norm",
         output_norm="output_layer_norm",
         head=_distilbert_head,
+        run_layer=_bert_layer,
         head_modules=("pre_classifier", "classifier"),
         last_linear="classifier",
         dropouts=("dropout", "attention_dropout", "seq_classif_dropout"),

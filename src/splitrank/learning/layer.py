@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -171,8 +173,7 @@ def _first_token_context(
     query = query / math.sqrt(query.shape[-1])
 
     scores = torch.bmm(torch.bmm(query, key_weight).transpose(0, 1), hidden.transpose(1, 2))
-    key_lora = _low_rank(layer.maps["key"], hidden)
-    if key_lora is not None:
+    for key_lora in _low_ranks(layer.maps["key"], hidden):
         through = torch.matmul(torch.bmm(query, by_head(key_lora.lora_B)), key_lora.lora_A * key_lora.scaling)
         scores = scores + torch.bmm(through.transpose(0, 1), key_lora.source.transpose(1, 2))
     weights = torch.softmax(scores + bias[:, :, 0], dim=-1).to(hidden.dtype)
@@ -181,11 +182,11 @@ def _first_token_context(
     mixed = torch.bmm(weights, hidden).transpose(0, 1)  # (heads, texts, hidden_size)
     context = torch.bmm(mixed, value_weight.transpose(1, 2))
     context = context + weights.sum(dim=2).T[:, :, None] * value_bias.transpose(1, 2)
-    value_lora = _low_rank(layer.maps["value"], hidden)
-    if value_lora is not None:
+    for value_lora in _low_ranks(layer.maps["value"], hidden):
+        source = mixed
         if value_lora.source is not hidden:
-            mixed = torch.bmm(weights, value_lora.source).transpose(0, 1)
-        low = torch.matmul(mixed, value_lora.lora_A.T) * value_lora.scaling
+            source = torch.bmm(weights, value_lora.source).transpose(0, 1)
+        low = torch.matmul(source, value_lora.lora_A.T) * value_lora.scaling
         context = context + torch.bmm(low, by_head(value_lora.lora_B).transpose(1, 2))
     return context.transpose(0, 1).reshape(texts, hidden_size)
 
@@ -200,19 +201,48 @@ class _LowRank:
     scaling: float
 
 
-def _low_rank(module: nn.Module, states: Tensor) -> _LowRank | None:
+def frozen_part(module: nn.Module) -> nn.Linear:
+    """Return the linear as it was pretrained, whatever PEFT has put around it."""
+    return cast(nn.Linear, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether this pass honours all that a linear does: a frozen ``nn.Linear``, or PEFT's LoRA on one, no variant."""
+    linear = frozen_part(module)
+    if type(linear) is not nn.Linear or linear.weight.requires_grad or linear.bias.requires_grad:
+        return False
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (module, linear)):
+        return False
+    if module is linear:
+        return True
+    return (
+        type(module) is LoraLinear
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+        and not module.merged
+        and not module.disable_adapters
+    )
+
+
+def _low_ranks(module: nn.Module, states: Tensor) -> list[_LowRank]:
+    """Return the LoRA of a linear: first the one that is trained, then frozen ones, each on its own dropped states."""
+    if not is_plain(module):
+        raise TypeError(f"the packed layer must run frozen linears with plain LoRA, got {type(module).__name__}")
     if not isinstance(module, LoraLayer):
-        return None
-    (name,) = module.active_adapters
-    lora_A, lora_B = cast(nn.Linear, module.lora_A[name]), cast(nn.Linear, module.lora_B[name])
-    dropout = module.lora_dropout[name]
-    source = dropout(states) if isinstance(dropout, nn.Dropout) and dropout.training else states
-    return _LowRank(source, lora_A.weight.to(states.dtype), lora_B.weight.to(states.dtype), module.scaling[name])
+        return []
+    found = []
+    for name in module.active_adapters:
+        lora_A, lora_B = cast(nn.Linear, module.lora_A[name]), cast(nn.Linear, module.lora_B[name])
+        dropout = module.lora_dropout[name]
+        source = dropout(states) if isinstance(dropout, nn.Dropout) and dropout.training else states
+        weights = lora_A.weight.to(states.dtype), lora_B.weight.to(states.dtype)
+        found.append(_LowRank(source, *weights, module.scaling[name]))
+    return found
 
 
 def _map(module: nn.Module, states: Tensor) -> Tensor:
     """A linear map, with its LoRA if it has one."""
-    frozen = cast(nn.Linear, module.get_base_layer() if isinstance(module, LoraLayer) else module)
+    frozen = frozen_part(module)
     (mapped,) = _maps([module], states, frozen.weight, frozen.bias)
     return mapped
 
@@ -223,13 +253,22 @@ def _maps(modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Te
     Returns:
         each map's output, shape (rows, d), views of one tensor.
     """
-    low_ranks = [_low_rank(module, states) for module in modules]
-    scalings = [low_rank and low_rank.scaling for low_rank in low_ranks]
+    low_ranks = [_low_ranks(module, states) for module in modules]
+    scalings = [low[0].scaling if low else None for low in low_ranks]
     factors = [
-        part for low in low_ranks for part in ((low.source, low.lora_A, low.lora_B) if low else (None, None, None))
+        part
+        for low in low_ranks
+        for part in ((low[0].source, low[0].lora_A, low[0].lora_B) if low else (None, None, None))
     ]
     outputs: tuple[Tensor, ...] = cast(Any, _Maps).apply(states, weight, bias, scalings, *factors)
-    return outputs
+    return tuple(_with_frozen(output, low[1:]) for output, low in zip(outputs, low_ranks, strict=True))
+
+
+def _with_frozen(output: Tensor, low_ranks: Sequence[_LowRank]) -> Tensor:
+    """Add LoRA that nobody trains any more."""
+    for low in low_ranks:
+        output = output + (low.source @ low.lora_A.T) @ (low.lora_B.T * low.scaling)
+    return output
 
 
 class _Maps(torch.autograd.Function):
@@ -272,13 +311,19 @@ class _Maps(torch.autograd.Function):
             if scaling is None or gradient is None:
                 factor_gradients += [None, None, None]
                 continue
-            low_gradient = (gradient @ lora_B).mul_(scaling)
-            source_gradient = None
-            if wants_states and ctx.shared_source[index]:
-                states_gradient.addmm_(low_gradient, lora_A)
-            elif wants_states:
-                source_gradient = low_gradient @ lora_A
-            factor_gradients += [source_gradient, low_gradient.T @ source, (gradient.T @ low).mul_(scaling)]
+            _, trains_a, trains_b = ctx.needs_input_grad[4 + 3 * index : 7 + 3 * index]
+            source_gradient = a_gradient = b_gradient = None
+            if wants_states or trains_a:
+                low_gradient = (gradient @ lora_B).mul_(scaling)
+                if wants_states and ctx.shared_source[index]:
+                    states_gradient.addmm_(low_gradient, lora_A)
+                elif wants_states:
+                    source_gradient = low_gradient @ lora_A
+                if trains_a:
+                    a_gradient = low_gradient.T @ source
+            if trains_b:
+                b_gradient = (gradient.T @ low).mul_(scaling)
+            factor_gradients += [source_gradient, a_gradient, b_gradient]
         return states_gradient, None, None, None, *factor_gradients
 
 

@@ -68,22 +68,12 @@ def checked_splits(
     test_texts = texts_of(test, text) if test else []
     test_names = _labels(test, label) if test else []
 
-    whole = _whole_numbers({*train_names, *test_names})
-    train_names = [whole.get(name, name) for name in train_names]
-    test_names = [whole.get(name, name) for name in test_names]
-    classes = _ordered(set(train_names), order)
-    index = {name: position for position, name in enumerate(classes)}
-    if len(classes) < 2:
-        raise InputError(f"{train.name}: the labels must name at least 2 classes, got only {classes[0]!r}")
-    unknown = [row for row, name in enumerate(test_names) if name not in index]
-    if test and unknown:
-        raise InputError(
-            f"{test.name}, {test.rows(unknown)}: a test label must also occur in the training rows, "
-            f"got {test_names[unknown[0]]!r}; the training labels are {_listed(classes)}"
-        )
-    train_split = Split(train_texts, np.array([index[name] for name in train_names], dtype=np.int64))
-    test_split = Split(test_texts, np.array([index[name] for name in test_names], dtype=np.int64)) if test else None
-    if train.headerless and len(train.column_names) == 3 and set(classes) == set(_AG_NEWS_NAMES):
+    train_names, test_names = _as_whole_numbers(train_names, test_names)
+    classes = _at_least_two(train, _ordered(set(train_names), order))
+    train_split = Split(train_texts, _encoded(train, train_names, classes))
+    rule, hint = "a test label must also occur in the training rows", f"; the training labels are {_listed(classes)}"
+    test_split = Split(test_texts, _encoded(test, test_names, classes, rule, hint)) if test else None
+    if _looks_like_ag_news(train) and set(classes) == set(_AG_NEWS_NAMES):
         return train_split, test_split, [_AG_NEWS_NAMES[name] for name in classes]
     return train_split, test_split, classes
 
@@ -102,25 +92,43 @@ def split_with_classes(
         InputError: what :func:`checked_splits` refuses, or a label that is none of ``classes``.
     """
     texts, names = texts_of(table, text), _labels(table, label)
-    whole = _whole_numbers(set(names))
-    names = [whole.get(name, name) for name in names]
-    if table.headerless and len(table.column_names) == 3 and set(names) <= set(_AG_NEWS_NAMES):
+    (names,) = _as_whole_numbers(names)
+    if _looks_like_ag_news(table) and set(names) <= set(_AG_NEWS_NAMES):
         in_order = list(_AG_NEWS_NAMES.values())
         names = [_AG_NEWS_NAMES[name] for name in names]
     else:
         in_order = _ordered(set(names), None)
     if classes is None:
-        classes = [name for name in in_order if name in set(names)]
-        if len(classes) < 2:
-            raise InputError(f"{table.name}: the labels must name at least 2 classes, got only {classes[0]!r}")
+        present = set(names)
+        classes = _at_least_two(table, [name for name in in_order if name in present])
+    rule = f"a label must be one of the federation's classes ({_listed(classes)})"
+    return Split(texts, _encoded(table, names, classes, rule)), classes
+
+
+def _encoded(
+    table: Table, names: Sequence[str], classes: Sequence[str], rule: str = "a label must be a class", hint: str = ""
+) -> NDArray[np.int64]:
+    """Turn the names of a table's labels into indices of the classes.
+
+    Args:
+        rule, hint: for a label that is no class, what holds, and what stands behind the label.
+    """
     index = {name: position for position, name in enumerate(classes)}
     unknown = [row for row, name in enumerate(names) if name not in index]
     if unknown:
-        raise InputError(
-            f"{table.name}, {table.rows(unknown)}: a label must be one of the federation's classes "
-            f"({_listed(classes)}), got {names[unknown[0]]!r}"
-        )
-    return Split(texts, np.array([index[name] for name in names], dtype=np.int64)), classes
+        raise InputError(f"{table.name}, {table.rows(unknown)}: {rule}, got {names[unknown[0]]!r}{hint}")
+    return np.array([index[name] for name in names], dtype=np.int64)
+
+
+def _at_least_two(table: Table, classes: list[str]) -> list[str]:
+    if len(classes) < 2:
+        raise InputError(f"{table.name}: the labels must name at least 2 classes, got only {classes[0]!r}")
+    return classes
+
+
+def _looks_like_ag_news(table: Table) -> bool:
+    """Return whether a table has the form of AG News as published: no header, three columns."""
+    return table.headerless and len(table.column_names) == 3
 
 
 def _column(table: Table, name: str, key: str) -> list[Any]:
@@ -208,10 +216,11 @@ def _labels(table: Table, label: str | None) -> list[str]:
     return names
 
 
-def _whole_numbers(names: set[str]) -> dict[str, str]:
-    """Map "1.0" to "1", and so on, if every label is a whole number; otherwise map nothing."""
-    matches = {name: _WHOLE_NUMBER.fullmatch(name) for name in names}
-    return {name: match[1] for name, match in matches.items() if match} if all(matches.values()) else {}
+def _as_whole_numbers(*names: list[str]) -> list[list[str]]:
+    """Write "1.0" as "1", and so on, if every label of all the lists is a whole number."""
+    matches = {name: _WHOLE_NUMBER.fullmatch(name) for some in names for name in some}
+    whole = {name: match[1] for name, match in matches.items() if match} if all(matches.values()) else {}
+    return [[whole.get(name, name) for name in some] for some in names]
 
 
 def _ordered(classes: set[str], order: list[str] | None) -> list[str]:

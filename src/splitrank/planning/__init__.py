@@ -1,0 +1,4 @@
+"""What fits the budgets: channels and links, workloads and the costs of adapter methods, P1, its solvers and plans.
+
+``channel``, ``link`` · ``flops``, ``costs``, ``workload`` · ``problem``, ``solvers``, ``plan``.
+"""

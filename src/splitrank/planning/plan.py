@@ -1,4 +1,4 @@
-"""A round's plan: the rank, who takes part, and each client's frequency with what it costs."""
+"""A round's plan: who takes part, and each client's rank and frequency with what they cost."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from splitrank.planning.solvers.random_frequency import random_frequency
 
 Method = Literal["exact", "bisection", "branch-and-bound", "random-frequency"]
 FrequencyPolicy = Literal["least-energy", "least-latency"]
+RankPolicy = Literal["common", "per-client"]
 
 OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": branch_and_bound}
 
@@ -43,11 +44,11 @@ class Plan:
     Attributes:
         status: ``"optimal"``, ``"feasible"`` (a method that promises no optimum) or ``"infeasible"``.
         method: the solver.
-        rank: common rank r*, 0 if infeasible.
+        rank: at which each client trains, int64, 0 for one that does not take part.
         participants: clients that train this round.
         max_rank: r_i*, each client's own largest rank.
         frequency_hz: f [Hz]; this and all below NaN where the client does not take part.
-        frequency_low_hz: lower end of the frequencies that keep to the budgets at r* [Hz].
+        frequency_low_hz: lower end of the frequencies that keep to the budgets at its rank [Hz].
         frequency_high_hz: upper end [Hz].
         compute_s: T_cmp [s].
         uplink_s: T_ul [s].
@@ -60,7 +61,7 @@ class Plan:
 
     status: Literal["optimal", "feasible", "infeasible"]
     method: Method
-    rank: int
+    rank: IntArray
     participants: BoolArray
     max_rank: IntArray
     frequency_hz: FloatArray
@@ -74,114 +75,112 @@ class Plan:
     binding: NDArray[np.str_]
     shortfalls: Shortfalls
 
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank at which anybody trains, 0 if nobody does."""
+        return int(self.rank.max())
+
+    @property
+    def common_rank(self) -> int | None:
+        """The rank of all participants, 0 if there are none, None where their ranks differ."""
+        ranks = np.unique(self.rank[self.participants])
+        return None if len(ranks) > 1 else self.largest_rank
+
 
 def make_plan(
     problem: Problem,
     *,
     method: Method,
     frequency_policy: FrequencyPolicy,
-    rank: int | None = None,
+    rank_policy: RankPolicy = "common",
     sit_out: bool = False,
     frequency_hz: FloatArray | None = None,
+    told_max_rank: IntArray | None = None,
 ) -> Plan:
-    """Plan one round: the largest common rank and a frequency for every client.
+    """Plan one round: the largest rank, common or each client's own, and a frequency for every client.
 
-    r* = min_i r_i* over the clients that take part;  f_i = f_lat(r*) or min(f_max, f_en(r*))
+    r = min_i min(r_i*, ceiling_i) over the clients that take part, or r_i = min(r_i*, ceiling_i);
+    f_i = f_lat(r_i) or min(f_max, f_en(r_i))
 
     Algorithm 1, lines (14) and (15), of Xie and Wen. They do not say which of the optimal frequencies to take, nor
-    what happens to a client that can do no rank.
+    what happens to a client that can do no rank. A client takes part if r_i* reaches its rank floor; floor and ceiling
+    of the problem are both the fixed rank where there is one, so that only frequencies are planned.
 
     Args:
-        problem: the round.
+        problem: the round; of it only links, floor and ceiling are read where max_ranks are told.
         method: the solver.
         frequency_policy: ``"least-energy"`` takes the lowest frequency that is in time, ``"least-latency"`` the
-            highest that is within the energy budget; of no effect where frequencies are given.
-        rank: fixes the rank, so that only frequencies are planned; None to plan it.
-        sit_out: whether a client that cannot do rank 1, or the fixed rank, sits the round out; otherwise it makes
-            the plan infeasible.
+            highest that is within the energy budget; of no effect where frequencies are given or stay private.
+        rank_policy: ``"common"`` gives all the rank that the weakest can do, ``"per-client"`` each its own.
+        sit_out: whether a client that cannot do its rank floor sits the round out; otherwise it makes the plan
+            infeasible.
         frequency_hz: drawn frequencies [Hz], shape (I,), for ``"random-frequency"`` and no other method.
+        told_max_rank: r_i* where every client has solved its own problem and told nothing else, int64, shape (I,); 0
+            for one that can do none, or did not answer. That P1 falls apart into one problem per device is the closing
+            remark of section IV of Xie and Wen. Frequencies, and what they cost, then stay with the clients: NaN here,
+            and "private" for what binds.
 
     Returns:
-        the plan; an infeasible one has rank 0 and no participants.
+        the plan; an infeasible one has no participants, all of whose ranks are 0.
 
     Raises:
-        ValueError: frequencies given to a solver that plans them, or not given to the one that needs them.
+        ValueError: frequencies given to a solver that plans them, or not given to the one that needs them; or the
+            lowest frequency that is in time, where there is no time limit.
     """
     if (frequency_hz is not None) != (method == "random-frequency"):
         raise ValueError(f"frequency_hz must be given for 'random-frequency' and only then, method is {method!r}")
-    max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
+    is_private = told_max_rank is not None
+    chooses = frequency_hz is None and not is_private
+    if chooses and frequency_policy == "least-energy" and math.isinf(problem.latency_budget_s):
+        raise ValueError(
+            "frequency_policy must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'"
+        )
+    if told_max_rank is not None:
+        max_rank = told_max_rank
+    else:
+        max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
 
-    wanted_rank = rank or 1
-    able = max_rank >= wanted_rank
+    able = max_rank >= problem.rank_floor
     participants = able if sit_out or np.all(able) else np.zeros_like(able)
     planned = bool(np.any(participants))
-    common_rank = rank or int(np.min(max_rank, where=participants, initial=np.max(problem.rank_cap)))
+    allowed = np.minimum(max_rank, problem.rank_ceiling)
+    if rank_policy == "common":
+        allowed = np.broadcast_to(np.min(allowed, where=participants, initial=np.max(allowed)), allowed.shape)
+    rank = np.where(participants, allowed, 0)
+    at_rank = np.maximum(rank, 1)  # of clients that do not take part nothing is shown
 
     def taking_part(values: FloatArray) -> FloatArray:
         return np.where(participants, values, np.nan)
 
-    low_hz, high_hz = frequency_range_hz(problem, common_rank)
+    private = np.full(problem.num_clients, np.nan)
+    low_hz, high_hz = (private, private) if is_private else frequency_range_hz(problem, at_rank)
     planned_hz = low_hz if frequency_policy == "least-energy" else high_hz
     chosen_hz = taking_part(planned_hz if frequency_hz is None else frequency_hz)
+    everybody = np.ones_like(able)
     return Plan(
         status="infeasible" if not planned else "optimal" if method in OPTIMAL_SOLVERS else "feasible",
         method=method,
-        rank=common_rank if planned else 0,
+        rank=rank,
         participants=participants,
         max_rank=max_rank,
         frequency_hz=chosen_hz,
         frequency_low_hz=taking_part(low_hz),
         frequency_high_hz=taking_part(high_hz),
-        compute_s=compute_s(problem, common_rank, chosen_hz),
-        uplink_s=taking_part(uplink_s(problem, common_rank)),
-        downlink_s=taking_part(downlink_s(problem, common_rank)),
-        latency_s=latency_s(problem, common_rank, chosen_hz),
-        energy_j=energy_j(problem, common_rank, chosen_hz),
-        binding=binding(problem, max_rank, frequency_hz),
-        shortfalls=shortfalls(problem, wanted_rank, able, frequency_hz),
-    )
-
-
-def plan_of_own_ranks(problem: Problem, max_rank: IntArray, *, rank: int | None = None) -> Plan:
-    """The plan where every client has solved its own problem and told nothing but its largest rank.
-
-    r* = min_i r_i* over the clients that can take part: the closing remark of section IV of Xie and Wen, that P1 falls
-    apart into one problem per device. Frequencies, and what they cost, stay with the clients: NaN here, and "private"
-    for what binds.
-
-    Args:
-        problem: of which only the links are read.
-        max_rank: r_i* as the clients told, shape (I,); 0 for one that can do none, or did not answer.
-        rank: fixes the rank; None for the largest common one.
-    """
-    able = max_rank >= (rank or 1)
-    planned = bool(np.any(able))
-    common_rank = rank or int(np.min(max_rank, where=able, initial=np.max(problem.rank_cap)))
-    private = np.full(problem.num_clients, np.nan)
-    nobody = np.ones_like(able)
-    return Plan(
-        status="optimal" if planned else "infeasible",
-        method="exact",
-        rank=common_rank if planned else 0,
-        participants=able,
-        max_rank=max_rank,
-        frequency_hz=private,
-        frequency_low_hz=private,
-        frequency_high_hz=private,
-        compute_s=private,
-        uplink_s=np.where(able, uplink_s(problem, common_rank), np.nan),
-        downlink_s=np.where(able, downlink_s(problem, common_rank), np.nan),
-        latency_s=private,
-        energy_j=private,
-        binding=np.full(problem.num_clients, "private"),
-        shortfalls=shortfalls(problem, common_rank, nobody),
+        compute_s=compute_s(problem, at_rank, chosen_hz),
+        uplink_s=taking_part(uplink_s(problem, at_rank)),
+        downlink_s=taking_part(downlink_s(problem, at_rank)),
+        latency_s=latency_s(problem, at_rank, chosen_hz),
+        energy_j=energy_j(problem, at_rank, chosen_hz),
+        binding=np.full(problem.num_clients, "private") if is_private else binding(problem, max_rank, frequency_hz),
+        shortfalls=shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz),
     )
 
 
 def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
-    """The plan in plain Python types, as ``splitrank plan --json`` prints it.
+    """Return the plan in plain Python types, as ``splitrank plan --json`` prints it.
 
-    A number that is not finite becomes None. A client that cannot take part has a ``"shortfall"``.
+    A number that is not finite becomes None, and so does the common rank where ranks differ. A client that cannot take
+    part has a ``"shortfall"``.
     """
 
     def number(value: float) -> float | None:
@@ -191,7 +190,7 @@ def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
     for i in range(problem.num_clients):
         client: dict[str, Any] = {
             "client": i,
-            "rank": plan.rank if plan.participants[i] else 0,
+            "rank": int(plan.rank[i]),
             "max_rank": int(plan.max_rank[i]),
             "frequency_hz": number(plan.frequency_hz[i]),
             "frequency_range_hz": [number(plan.frequency_low_hz[i]), number(plan.frequency_high_hz[i])],
@@ -215,4 +214,4 @@ def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
                 "unit": UNITS[constraint],
             }
         clients.append(client)
-    return {"status": plan.status, "method": plan.method, "rank": plan.rank, "clients": clients}
+    return {"status": plan.status, "method": plan.method, "rank": plan.common_rank, "clients": clients}

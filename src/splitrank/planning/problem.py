@@ -6,24 +6,32 @@ left for it W = E_0 - ξ - E_ul - γ·C|D|, where γ is what a cycle takes at an
 
     S > 0,  W > 0,  f_lat = C|D| / S <= min(f_max, f_en),  f_en = sqrt(W / (Ω·C|D|))
 
-f_lat grows with the rank and f_en falls, so the ranks that fit a client are 1..r_i*, its ``max_rank``.
+f_lat grows with the rank and f_en falls, so the ranks that fit a client are 1..r_i*, its ``max_rank``. An infinite
+budget is no limit: with T0 infinite f_lat is 0, and any frequency in (0, min(f_max, f_en)] will do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitrank.planning.workload import Workload
+from splitrank.planning.workload import Rank, Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-Rank = IntArray | FloatArray | int
+
+
+_RANKS = ("rank_cap", "rank_floor", "rank_ceiling")
+_POSITIVE = ("uplink_power_w", "max_frequency_hz", "energy_budget_j", "rank_cap", "rank_floor")
+_NOT_NEGATIVE = (
+    *("capacitance", "joules_per_cycle", "uplink_bps", "downlink_bps", "circuit_energy_j", "overhead_s"),
+    "rank_ceiling",  # 0 stands for one that was left out
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,17 @@ class Problem:
         capacitance: Ω, effective switched capacitance; Ω·f³ is power [W], shape (I,), >= 0.
         max_frequency_hz: f_max [Hz], shape (I,), > 0.
         circuit_energy_j: ξ, circuit energy of the round [J], shape (I,), >= 0.
-        energy_j: E_0, energy budget [J], shape (I,), > 0, infinite for no limit.
-        rank_cap: the least of max_rank and every target map's d and k, int64, shape (I,), >= 1.
-        latency_s: T0, latency budget [s], > 0.
+        energy_budget_j: E_0 [J], shape (I,), > 0, infinite for no limit.
+        rank_cap: the largest rank that a client could be given, the least of ``planner.max_rank`` and every adapted
+            linear's d and k; int64, shape (I,), >= 1. Each client's ``max_rank`` is found up to it.
+        latency_budget_s: T0 [s], > 0, infinite for no limit.
         latency_margin: share of T0 kept as slack, in [0, 1).
         overhead_s: T_o, time of a round's exchange that no rate explains [s], shape (I,), >= 0; 0 in the paper.
         joules_per_cycle: γ, energy of a cycle whatever the clock [J], shape (I,), >= 0; 0 in the paper. A machine that
             cannot lower its clock, and rests instead, has Ω = 0 and γ = Ω'·f_max², Ω' being that of its power.
+        rank_floor: the smallest rank at which a client may take part, int64, shape (I,), >= 1.
+        rank_ceiling: the largest that a plan gives it, int64, shape (I,), >= rank_floor; left out it is rank_cap. Floor
+            and ceiling are both the fixed rank where there is one.
 
     Raises:
         ValueError: a field of another shape or outside its range.
@@ -57,79 +69,88 @@ class Problem:
     capacitance: FloatArray
     max_frequency_hz: FloatArray
     circuit_energy_j: FloatArray
-    energy_j: FloatArray
+    energy_budget_j: FloatArray
     rank_cap: IntArray
-    latency_s: float
+    latency_budget_s: float
     latency_margin: float = 0.0
     overhead_s: FloatArray = field(default_factory=lambda: np.zeros(()))
     joules_per_cycle: FloatArray = field(default_factory=lambda: np.zeros(()))
+    rank_floor: IntArray = field(default_factory=lambda: np.ones((), np.int64))
+    rank_ceiling: IntArray = field(default_factory=lambda: np.zeros((), np.int64))
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.workload.cycles_constant)
-        if len(shape) != 1 or shape[0] == 0:
-            raise ValueError(f"a workload must have shape (I,) with I >= 1, got {shape}")
-        positive = ("uplink_power_w", "max_frequency_hz", "energy_j", "rank_cap")
-        not_negative = (
-            "capacitance",
-            "joules_per_cycle",
-            "uplink_bps",
-            "downlink_bps",
-            "circuit_energy_j",
-            "overhead_s",
-        )
-        for name in (*positive, *not_negative):
-            dtype = np.int64 if name == "rank_cap" else np.float64
+        costs = (self.workload.cycles, self.workload.uplink_bits, self.workload.downlink_bits)
+        shapes = {np.shape(part) for cost in costs for part in (cost.constant, cost.per_rank)}
+        shape = shapes.pop()
+        if shapes or len(shape) != 1 or shape[0] == 0:
+            raise ValueError(f"a workload must have shape (I,) with I >= 1, got {sorted({shape, *shapes})}")
+        if not (all(np.all(cost(1) >= 0) for cost in costs) and all(np.all(cost.per_rank >= 0) for cost in costs)):
+            raise ValueError("a workload must not cost less than nothing at rank 1, nor less at a higher rank")
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
+            dtype = np.int64 if name in _RANKS else np.float64
             given = np.asarray(getattr(self, name), dtype)
             if given.shape not in ((), shape):
                 raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {given.shape}")
             value = np.broadcast_to(given, shape)
-            allowed = (value > 0 if name in positive else value >= 0) & (np.isfinite(value) | (name == "energy_j"))
+            may_be_infinite = name == "energy_budget_j"
+            allowed = (value > 0 if name in _POSITIVE else value >= 0) & (np.isfinite(value) | may_be_infinite)
             if not np.all(allowed):
-                raise ValueError(f"{name} must be finite and {'> 0' if name in positive else '>= 0'}")
+                raise ValueError(f"{name} must be finite and {'> 0' if name in _POSITIVE else '>= 0'}")
             object.__setattr__(self, name, value)
-        if not (0 < self.latency_s < np.inf and 0 <= self.latency_margin < 1):
-            raise ValueError(f"need 0 < T0 < inf and 0 <= margin < 1, got {self.latency_s}, {self.latency_margin}")
-        at_one = (self.workload.cycles(1), self.workload.payload_bits(1))
-        slopes = (self.workload.cycles_per_rank, self.workload.payload_bits_per_rank)
-        if not (all(np.all(cost > 0) for cost in at_one) and all(np.all(slope >= 0) for slope in slopes)):
-            raise ValueError("a workload must cost something at rank 1 and nothing less at a higher rank")
+        if not np.any(self.rank_ceiling):
+            object.__setattr__(self, "rank_ceiling", np.maximum(self.rank_cap, self.rank_floor))
+        if not np.all(self.rank_floor <= self.rank_ceiling):
+            raise ValueError("rank_floor must be at most rank_ceiling")
+        if not (self.latency_budget_s > 0 and 0 <= self.latency_margin < 1):
+            raise ValueError(f"need T0 > 0 and 0 <= margin < 1, got {self.latency_budget_s}, {self.latency_margin}")
 
     @property
     def num_clients(self) -> int:
         """I."""
-        return len(self.workload.cycles_constant)
+        return len(self.workload.cycles.constant)
 
     @property
     def deadline_s(self) -> float:
         """T0·(1 - margin) [s]: what the planner may use of the latency budget."""
-        return self.latency_s * (1.0 - self.latency_margin)
+        return self.latency_budget_s * (1.0 - self.latency_margin)
 
 
-def of_client(problem: Problem, client: int) -> Problem:
-    """The problem of one client alone, I = 1; none of the constraints joins it to the others."""
+def of_clients(problem: Problem, clients: IntArray) -> Problem:
+    """Return the problem of some clients alone; none of the constraints joins them to the others."""
+    chosen: Problem = _chosen(problem, clients)
+    return chosen
 
-    def own(parts: Any) -> dict[str, Any]:
-        values = {field.name: getattr(parts, field.name) for field in fields(parts)}
-        return {name: value[[client]] if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
-    return Problem(**{**own(problem), "workload": Workload(**own(problem.workload))})
+def _chosen(part: Any, clients: IntArray) -> Any:
+    """Return the same nested dataclass with some entries of each of its arrays."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    chosen = {name: value[clients] for name, value in values.items() if isinstance(value, np.ndarray)}
+    chosen |= {name: _chosen(value, clients) for name, value in values.items() if is_dataclass(value)}
+    return replace(part, **chosen)
 
 
 def compute_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
-    """T_cmp = C|D| / f [s], equation (1), shape (I,)."""
-    return problem.workload.cycles(rank) / frequency_hz
+    """T_cmp = C|D| / f [s], equation (1), shape (I,); 0 where there is nothing to compute, infinite at frequency 0."""
+    cycles = problem.workload.cycles(rank)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((cycles == 0) & (frequency_hz == 0), 0.0, cycles / frequency_hz)
+
+
+def on_air_s(bits: FloatArray, rate_bps: FloatArray) -> FloatArray:
+    """Return the time that bits take [s]; infinite at rate 0, but 0 for no bits."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        time_s = bits / rate_bps
+    return time_s if np.all(rate_bps) else np.where(bits == 0, 0.0, time_s)
 
 
 def uplink_s(problem: Problem, rank: Rank) -> FloatArray:
     """T_ul = M·Q / s_ul [s], equation (4), shape (I,); infinite at rate 0."""
-    with np.errstate(divide="ignore", over="ignore"):
-        return problem.workload.payload_bits(rank) / problem.uplink_bps
+    return on_air_s(problem.workload.uplink_bits(rank), problem.uplink_bps)
 
 
 def downlink_s(problem: Problem, rank: Rank) -> FloatArray:
     """T_dl = M·Q / s_dl [s], equation (9), shape (I,); infinite at rate 0."""
-    with np.errstate(divide="ignore", over="ignore"):
-        return problem.workload.payload_bits(rank) / problem.downlink_bps
+    return on_air_s(problem.workload.downlink_bits(rank), problem.downlink_bps)
 
 
 def latency_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
@@ -152,18 +173,19 @@ def left_for_compute(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArr
     S = T0·(1 - margin) - T_o - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul - γ·C|D|
 
     Returns:
-        S [s] and W [J], shape (I,) each; negative or infinitely so where the radio alone is too much.
+        S [s] and W [J], shape (I,) each; negative or infinitely so where the radio alone is too much, NaN where that
+        takes forever and there is no limit, which no comparison lets pass.
     """
     up_s = uplink_s(problem, rank)
     clockless_j = problem.joules_per_cycle * problem.workload.cycles(rank)
-    # A client with neither an uplink nor an energy limit has W = inf - inf, which no comparison lets pass.
     with np.errstate(invalid="ignore"):
-        spare_j = problem.energy_j - problem.circuit_energy_j - problem.uplink_power_w * up_s - clockless_j
-    return problem.deadline_s - problem.overhead_s - up_s - downlink_s(problem, rank), spare_j
+        spare_j = problem.energy_budget_j - problem.circuit_energy_j - problem.uplink_power_w * up_s - clockless_j
+        spare_s = problem.deadline_s - problem.overhead_s - up_s - downlink_s(problem, rank)
+    return spare_s, spare_j
 
 
 def feasible(problem: Problem, rank: Rank) -> BoolArray:
-    """Whether some frequency lets the client finish this rank in time and within its energy.
+    """Return whether some frequency lets the client finish this rank in time and within its energy.
 
     S > 0,  W > 0,  C|D| <= f_max·S,  Ω·(C|D|)³ <= W·S²
 
@@ -197,11 +219,13 @@ def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatA
     Returns:
         lower and upper end [Hz], shape (I,) each. Where the rank is infeasible the ends are still the formulas'
         (f_lat is infinite if S <= 0, f_en is 0 if W <= 0) and the lower end exceeds the upper one, but for rounding.
+        Frequency 0 belongs to no range: the lower end may be 0 where T0 is infinite or there is nothing to compute,
+        and a range that ends at 0 is empty.
     """
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = left_for_compute(problem, rank)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        low_hz = cycles / np.maximum(spare_s, 0.0)
+        low_hz = np.where(spare_s > 0, cycles / spare_s, np.inf)
         high_hz = np.where(spare_j > 0, np.sqrt(spare_j / (problem.capacitance * cycles)), 0.0)
     high_hz = np.minimum(high_hz, problem.max_frequency_hz)
     # Where the interval is nearly a point, rounding may turn round its ends; the kernel has the last word.
@@ -209,7 +233,7 @@ def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatA
     return low_hz, high_hz
 
 
-def settle(guess: FloatArray, cap: IntArray, fits: Callable[[IntArray], BoolArray]) -> IntArray:
+def round_to_feasible(guess: FloatArray, cap: IntArray, fits: Callable[[IntArray], BoolArray]) -> IntArray:
     """Make an integer optimum of a real one: check r, then r + 1.
 
     Args:
@@ -254,8 +278,9 @@ def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | Non
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = left_for_compute(problem, rank)
     # f_en < f_max says it all: where f_lat <= f_max, a rank that does not fit has f_en < f_lat, hence f_en < f_max.
-    costly = spare_j < problem.capacitance * cycles * ceiling_hz**2
-    return [rank > problem.rank_cap, spare_s <= 0, costly]
+    costly = (spare_j <= 0) | (spare_j < problem.capacitance * cycles * ceiling_hz**2)
+    # Not "spare_s <= 0": without a time limit a client without a link has no S at all.
+    return [rank > problem.rank_cap, ~(spare_s > 0), costly]
 
 
 def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray:
@@ -282,7 +307,7 @@ class Shortfalls:
     available: FloatArray
 
 
-def shortfalls(problem: Problem, rank: int, able: BoolArray, frequency_hz: FloatArray | None = None) -> Shortfalls:
+def shortfalls(problem: Problem, rank: Rank, able: BoolArray, frequency_hz: FloatArray | None = None) -> Shortfalls:
     """What blocks a rank, and by how much, for each client that cannot do it.
 
     ``"latency"``: airtime against the deadline [s]; ``"energy"``: all the energy of the round at f_lat, or at f_max
@@ -290,7 +315,7 @@ def shortfalls(problem: Problem, rank: int, able: BoolArray, frequency_hz: Float
 
     Args:
         problem: the round.
-        rank: the rank that was wanted, >= 1.
+        rank: the rank that was wanted, shape (I,) or one for all, >= 1.
         able: clients that can do it, shape (I,).
         frequency_hz: the frequency, if it was given rather than planned; energy is then that of the given frequency
             and f_lat is set against it.
@@ -309,6 +334,6 @@ def shortfalls(problem: Problem, rank: int, able: BoolArray, frequency_hz: Float
         constraint=np.select(kinds, ["", "rank-cap", "latency", "energy"], default="frequency"),
         needed=np.select(kinds, [np.nan, ranks, airtime_s, needed_j], default=low_hz),
         available=np.select(
-            kinds, [np.nan, problem.rank_cap, problem.deadline_s, problem.energy_j], default=ceiling_hz
+            kinds, [np.nan, problem.rank_cap, problem.deadline_s, problem.energy_budget_j], default=ceiling_hz
         ),
     )

@@ -1,4 +1,4 @@
-"""The cost of a client's round, operations and bits, as an affine function of the LoRA rank.
+"""The cost of a client's round, operations and bits, as affine functions of the rank.
 
 Three models: the paper's operation count (Xie and Wen, equations 2 and 5), the true FLOPs of the trained part, and
 times measured on the client. All end in the same `Workload`, so no solver knows which one was used.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitrank.placement import target_maps
-from splitrank.planning.flops import EncoderShape, Head, training_flops, trunk_flops
+from splitrank.planning.costs.cost import Count, Flops
+from splitrank.planning.flops import EncoderShape, Head, trunk_flops
 
 FloatArray = NDArray[np.float64]
+Rank = NDArray[np.int64] | FloatArray | int
 
 KNOWN_SHAPES: dict[str, EncoderShape] = {
     name: shape
@@ -50,47 +50,80 @@ KNOWN_SHAPES: dict[str, EncoderShape] = {
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What one round costs each client: constant + per_rank · r. All fields float64, shape (I,).
+class Affine:
+    """A cost of each client as a function of the rank: constant + per_rank·r. Fields float64, shape (I,)."""
 
-    Cycles are those of the whole round, all samples and local epochs included; bits are sent once up and once down.
-    The constant of the paper's cycle count is negative; at r = 1 every cost is positive.
+    constant: FloatArray
+    per_rank: FloatArray
+
+    def __call__(self, rank: Rank) -> FloatArray:
+        """Return the cost at a rank, one for all clients or one for each, shape (I,)."""
+        return self.constant + self.per_rank * rank
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one round costs each client. Costs may be 0.
+
+    Attributes:
+        cycles: C·|D|·epochs [cycles] of the whole round, all samples and local epochs included. The constant of the
+            paper's count is negative; at r = 1 no cost is.
+        uplink_bits: M·Q sent once up [bits].
+        downlink_bits: M·Q sent once down [bits]; the paper sends the same both ways.
     """
 
-    cycles_constant: FloatArray
-    cycles_per_rank: FloatArray
-    payload_bits_constant: FloatArray
-    payload_bits_per_rank: FloatArray
-
-    def cycles(self, rank: NDArray[np.int64] | FloatArray | int) -> FloatArray:
-        """C·|D|·epochs at a rank [cycles], shape (I,)."""
-        return self.cycles_constant + self.cycles_per_rank * rank
-
-    def payload_bits(self, rank: NDArray[np.int64] | FloatArray | int) -> FloatArray:
-        """M·Q at a rank [bits], shape (I,)."""
-        return self.payload_bits_constant + self.payload_bits_per_rank * rank
+    cycles: Affine
+    uplink_bits: Affine
+    downlink_bits: Affine
 
 
-def map_shapes(shape: EncoderShape, target_modules: str | Sequence[str]) -> list[tuple[int, int]]:
-    """Shapes (d, k) = (out, in) of one layer's target maps: the paper's set Â for a layer."""
-    maps = shape.maps()
-    return [maps[name] for name in target_maps(target_modules)]
+@dataclass(frozen=True)
+class Payload:
+    """Numbers that a client sends and receives once a round, the head's included.
+
+    Attributes:
+        uplink, downlink: counts as functions of the rank.
+        bits_per_number: Q, > 0.
+    """
+
+    uplink: Count
+    downlink: Count
+    bits_per_number: float
 
 
-def adapter_parameters_per_rank(maps: Sequence[tuple[int, int]], num_trained_layers: int) -> int:
-    """l·Σ(d + k): adapter parameters that one more rank adds, equation (5) with its misprint (r + k)·d mended."""
-    return num_trained_layers * sum(d + k for d, k in maps)
+@dataclass(frozen=True)
+class TrainingAmount:
+    """How much every client trains in a round, float64 arrays of shape (I,).
+
+    Attributes:
+        samples: |D|.
+        token_sum: ΣL, tokens of the samples.
+        token_square_sum: ΣL².
+        epochs: local epochs, >= 1.
+        batch_size: samples of an optimiser step, >= 1.
+    """
+
+    samples: FloatArray
+    token_sum: FloatArray
+    token_square_sum: FloatArray
+    epochs: int
+    batch_size: int
+
+    @property
+    def steps(self) -> FloatArray:
+        """Optimiser steps, the last one of an epoch with what is left."""
+        return self.epochs * np.ceil(self.samples / self.batch_size)
 
 
-def head_parameters(hidden_size: int, num_labels: int, policy: Head) -> int:
-    """Parameters of the classification head that are sent: dense (h·h + h) and out_proj (h·n + n).
+def head_numbers(hidden_size: int, num_labels: int, policy: Head) -> int:
+    """Count the classification head's parameters that are sent: dense (h·h + h) and out_proj (h·n + n).
 
     The paper trains the head but leaves it out of M.
 
     Args:
         hidden_size: h.
         num_labels: n, number of classes.
-        policy: ``"full"`` sends both maps, ``"out_proj"`` the last, ``"frozen"`` and ``"local"`` none.
+        policy: ``"full"`` sends both linears, ``"out_proj"`` the last, ``"frozen"`` and ``"local"`` none.
     """
     out_proj = hidden_size * num_labels + num_labels
     dense = hidden_size * hidden_size + hidden_size
@@ -98,14 +131,9 @@ def head_parameters(hidden_size: int, num_labels: int, policy: Head) -> int:
 
 
 def paper_workload(
-    maps: Sequence[tuple[int, int]],
-    num_trained_layers: int,
-    samples: FloatArray,
-    epochs: int,
-    bits_per_parameter: float,
-    head_parameters_sent: int,
+    sizes: Sequence[tuple[int, int]], num_trained_layers: int, samples: FloatArray, epochs: int, payload: Payload
 ) -> Workload:
-    """The paper's workload, one operation per cycle.
+    """Count as the paper does, one operation per cycle.
 
     C(r)·|D|·epochs = l·Σ(2r - 1)·d·k · |D|·epochs,  M(r)·Q = (l·Σ r·(d + k) + head)·Q
 
@@ -113,76 +141,45 @@ def paper_workload(
     not the passes through the network. The paper's head is 0 here; a count above 0 is a departure.
 
     Args:
-        maps: (d, k) of one layer's target maps.
+        sizes: (d, k) of one layer's linears with adapters.
         num_trained_layers: l.
         samples: |D|, training samples, shape (I,), > 0.
         epochs: local epochs per round, >= 1.
-        bits_per_parameter: Q [bits], > 0.
-        head_parameters_sent: parameters sent beside the adapters, >= 0.
+        payload: numbers sent, those of equation (5) and the head's.
     """
-    products = num_trained_layers * sum(d * k for d, k in maps)
+    products = num_trained_layers * sum(d * k for d, k in sizes)
     passes = np.asarray(samples, np.float64) * epochs
-    return _with_payload(
-        -products * passes,
-        2 * products * passes,
-        adapter_parameters_per_rank(maps, num_trained_layers),
-        head_parameters_sent,
-        bits_per_parameter,
-    )
+    return _with_payload(Affine(-products * passes, 2 * products * passes), payload)
 
 
 def flops_workload(
-    shape: EncoderShape,
-    trained_layers: Sequence[int],
-    target_modules: str | Sequence[str],
+    flops: Flops,
+    amount: TrainingAmount,
+    payload: Payload,
     *,
-    head: Head,
-    num_labels: int,
-    token_sum: FloatArray,
-    token_square_sum: FloatArray,
-    samples: FloatArray,
-    epochs: int,
     flops_per_cycle: FloatArray,
-    bits_per_parameter: float,
-    head_parameters_sent: int,
-    trunk: Literal["prepared", "every-round"] = "prepared",
+    trunk_cycles_every_round: FloatArray | None = None,
 ) -> Workload:
-    """True FLOPs, forward and backward, of the trained part over the client's real token lengths.
+    """Count true FLOPs, forward and backward, of the trained part over the client's real token lengths.
 
-    cycles(r) = (a·|D| + b·ΣL + c·ΣL²)·epochs / φ, with a, b, c affine in r (`flops.training_flops`)
+    cycles(r) = ((a·|D| + b·ΣL + c·ΣL²)·epochs + s·steps) / φ, with a, b, c and s affine in r
 
     Replaces equation (2). Attention makes the cost quadratic in L, hence two sums over the samples.
 
     Args:
-        shape: the encoder's sizes.
-        trained_layers: indices of the layers with adapters.
-        target_modules: group or logical names of the maps with adapters.
-        head: how the head is trained.
-        num_labels: number of classes.
-        token_sum: ΣL, tokens of the client's samples, shape (I,).
-        token_square_sum: ΣL², shape (I,).
-        samples: |D|, shape (I,).
-        epochs: local epochs per round, >= 1.
+        flops: a, b, c and s of the adapter method.
+        amount: what the clients train on.
+        payload: numbers really sent.
         flops_per_cycle: φ [FLOP/cycle], shape (I,), > 0.
-        bits_per_parameter: Q [bits], > 0.
-        head_parameters_sent: parameters sent beside the adapters, >= 0.
-        trunk: ``"prepared"`` leaves the frozen trunk's pass out of the round; ``"every-round"`` charges one trunk
-            pass over the samples to each round, whose activations then serve all its epochs.
+        trunk_cycles_every_round: of one trunk pass over the samples, whose activations then serve all the round's
+            epochs, shape (I,); None where the trunk is prepared outside the rounds.
     """
-    constant, per_rank = training_flops(shape, trained_layers, target_maps(target_modules), head, num_labels)
-    sums = np.stack([samples, token_sum, token_square_sum])
-    cycles_constant = constant @ sums * epochs / flops_per_cycle
-    if trunk == "every-round":
-        cycles_constant = cycles_constant + trunk_cycles(
-            shape, min(trained_layers), token_sum, token_square_sum, flops_per_cycle
-        )
-    return _with_payload(
-        cycles_constant,
-        per_rank @ sums * epochs / flops_per_cycle,
-        adapter_parameters_per_rank(map_shapes(shape, target_modules), len(set(trained_layers))),
-        head_parameters_sent,
-        bits_per_parameter,
-    )
+    sums = np.stack([amount.samples, amount.token_sum, amount.token_square_sum])
+    constant = flops.sample @ sums * amount.epochs / flops_per_cycle + flops.step * amount.steps / flops_per_cycle
+    if trunk_cycles_every_round is not None:
+        constant = constant + trunk_cycles_every_round
+    per_rank = flops.sample_per_rank @ sums * amount.epochs / flops_per_cycle
+    return _with_payload(Affine(constant, per_rank + flops.step_per_rank * amount.steps / flops_per_cycle), payload)
 
 
 def trunk_cycles(
@@ -192,7 +189,7 @@ def trunk_cycles(
     token_square_sum: FloatArray,
     flops_per_cycle: FloatArray,
 ) -> FloatArray:
-    """Cycles of one pass of the frozen trunk over a client's samples: the one-off preparation.
+    """Count the cycles of one pass of the frozen trunk over a client's samples: the one-off preparation.
 
     Args:
         shape: the encoder's sizes.
@@ -213,14 +210,11 @@ def measured_workload(
     seconds_per_sample: FloatArray,
     seconds_per_sample_per_rank: FloatArray,
     reference_frequency_hz: FloatArray,
-    *,
     samples: FloatArray,
     epochs: int,
-    parameters_per_rank: int,
-    bits_per_parameter: float,
-    head_parameters_sent: int,
+    payload: Payload,
 ) -> Workload:
-    """Times measured on the client, taken to scale with its frequency.
+    """Take times measured on the client to scale with its frequency.
 
     cycles(r) = (a + b·r)·f_ref·|D|·epochs
 
@@ -232,30 +226,22 @@ def measured_workload(
         reference_frequency_hz: f_ref, clock at which a and b were measured [Hz], shape (I,), > 0.
         samples: |D|, shape (I,).
         epochs: local epochs per round, >= 1.
-        parameters_per_rank: adapter parameters that one more rank adds.
-        bits_per_parameter: Q, bits really sent per parameter, > 0.
-        head_parameters_sent: parameters sent beside the adapters, >= 0.
+        payload: numbers really sent.
     """
     cycles_per_second_per_sample = reference_frequency_hz * np.asarray(samples, np.float64) * epochs
-    return _with_payload(
-        seconds_per_sample * cycles_per_second_per_sample,
-        seconds_per_sample_per_rank * cycles_per_second_per_sample,
-        parameters_per_rank,
-        head_parameters_sent,
-        bits_per_parameter,
+    cycles = Affine(
+        seconds_per_sample * cycles_per_second_per_sample, seconds_per_sample_per_rank * cycles_per_second_per_sample
     )
+    return _with_payload(cycles, payload)
 
 
-def _with_payload(
-    cycles_constant: FloatArray,
-    cycles_per_rank: FloatArray,
-    parameters_per_rank: int,
-    head_parameters_sent: int,
-    bits_per_parameter: float,
-) -> Workload:
-    return Workload(
-        cycles_constant=cycles_constant,
-        cycles_per_rank=cycles_per_rank,
-        payload_bits_constant=np.full(len(cycles_constant), float(head_parameters_sent * bits_per_parameter)),
-        payload_bits_per_rank=np.full(len(cycles_constant), float(parameters_per_rank * bits_per_parameter)),
-    )
+def _with_payload(cycles: Affine, payload: Payload) -> Workload:
+    num_clients = len(cycles.constant)
+
+    def bits(count: Count) -> Affine:
+        return Affine(
+            np.full(num_clients, float(count.constant * payload.bits_per_number)),
+            np.full(num_clients, float(count.per_rank * payload.bits_per_number)),
+        )
+
+    return Workload(cycles, bits(payload.uplink), bits(payload.downlink))

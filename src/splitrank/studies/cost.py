@@ -18,14 +18,18 @@ from transformers import BertTokenizer, RobertaConfig, RobertaModel
 
 from splitrank import placement, streams
 from splitrank.config import Config, with_values
-from splitrank.federation.budgets import encoder_shape, planned_texts, round_workload
-from splitrank.learning.adapters import lora
+from splitrank.federation.costs import round_workload
+from splitrank.federation.model import method_of
+from splitrank.federation.sizes import encoder_shape
+from splitrank.federation.texts import planned_texts
+from splitrank.learning.adapters.method import attach, initial, load, trained_head
 from splitrank.learning.encoder import Encoder, load_encoder, quiet_transformers, resolve_precision
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import trunk_cycles
 from splitrank.progress import say
 from splitrank.studies.reproduce import DRAWS, mean_planned_rank
 from splitrank.studies.sweep import Member
+from splitrank.traits import METHOD_TRAITS
 
 CALIBRATION_S = 20.0
 _BATCH = 32
@@ -45,7 +49,7 @@ class MemberCost:
         trunk_flops: of computing the frozen part's output, if no other member has.
         cache_bytes: that output's size on disk.
         cache_key: members of which this is the same share the output.
-        rank: fixed, or the mean that is planned.
+        rank: fixed, or the mean that is planned; 1 for an adapter method without a rank.
     """
 
     training_flops: float
@@ -105,17 +109,18 @@ def calibrate(config: Config) -> Speed:
     start_s = time.perf_counter() - started_s
     torch.set_num_threads(config.run.threads)
     encoder = _random_encoder(config, shape, tokens)
-    peft_model = lora.attach(encoder, placement.target_maps(config.adapter.target_modules), scaling=2.0, dropout=0.0)
-    adapter = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
-    parameters = lora.load(peft_model, lora.resize(adapter, 16, seed=0, round=1))
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    method = method_of(config)
+    adapted = attach(encoder, method)
+    start = initial(adapted, trained_head(adapted, "full"))
+    parameters = load(adapted, method.resize(start, 16, distribution="svd", seed=0, round=1))
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=1e-4, fused=True)
     ids = list(streams.generator(0, "calibration").integers(5, 900, (_BATCH, tokens), dtype=np.int32))
     lengths, labels = torch.full((_BATCH,), tokens), torch.zeros(_BATCH, dtype=torch.int64)
     trunk_s = _seconds(lambda: encoder.trunk(ids), CALIBRATION_S / 4)
     hidden = encoder.trunk(ids)
 
     def step() -> None:
-        loss = functional.cross_entropy(encoder.logits(hidden, lengths), labels)
+        loss = functional.cross_entropy(adapted.logits(hidden, lengths), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -208,13 +213,18 @@ def dry_run(experiments: Mapping[str, Sequence[Member]], jobs: int) -> Iterator[
     )
     for name, members in experiments.items():
         yield ""
-        yield f"{name}: rank, where it is planned the mean of {DRAWS} draws (0 where nobody can take part)"
+        yield f"{name}: rank, where it is planned the mean of {DRAWS} draws (0: nobody can take part; -: no rank)"
         for member in members:
             if member.config.run.seed == members[0].config.run.seed:
                 varied = [f"{key} = {value}" for key, value in member.varied.items() if key != "run.seed"]
-                rank = f"{member.config.adapter.rank or mean_planned_rank(member.config):.1f}"
-                shown = "-" if member.baseline == "full-fine-tuning" else rank
-                yield f"  {shown:>6}  {', '.join([member.baseline, *varied] if member.baseline else varied)}"
+                rank = _rank_text(member.config)
+                yield f"  {rank:>6}  {', '.join([member.baseline, *varied] if member.baseline else varied)}"
+
+
+def _rank_text(config: Config) -> str:
+    if not METHOD_TRAITS[config.adapter.method].has_rank:
+        return "-"
+    return f"{config.adapter.rank or mean_planned_rank(config):.1f}"
 
 
 def _texts_trained(config: Config) -> int:

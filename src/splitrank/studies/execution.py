@@ -22,6 +22,7 @@ from pathlib import Path
 
 from splitrank.config import to_toml
 from splitrank.errors import ConfigError, InputError
+from splitrank.federation.export_forms import export_folder
 from splitrank.federation.run_folder import resumed_config
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.progress import say
@@ -59,7 +60,7 @@ def is_finished(member: Member, folder: Path) -> bool:
     last = run.records[-1]
     federation = member.config.federation
     reached = federation.target_accuracy is not None and last["accuracy"] >= federation.target_accuracy
-    exported = member.baseline == "full-fine-tuning" or (folder / "adapter").is_dir()
+    exported = (folder / export_folder(member.config)).is_dir()
     return exported and (reached or last["round"] >= federation.rounds)
 
 
@@ -147,7 +148,7 @@ def _locally(members: Sequence[Member], folder: Path, jobs: int) -> Iterator[Out
 def _run_here(member: Member, folder: Path, started: list[subprocess.Popen[bytes]]) -> Outcome:
     log, started_s = folder / f"{member.name}.log", time.perf_counter()
     settings, run_dir = folder / f"{member.name}.toml", folder / member.name
-    command = [sys.executable, "-m", "splitrank.studies.member", str(settings), str(run_dir), member.baseline]
+    command = [sys.executable, "-m", "splitrank.studies.member", str(settings), str(run_dir)]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         started.append(process)

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from splitrank.config import Config
-from splitrank.federation.budgets import plan_round, planned_problem
+from splitrank.federation.problems import plan_round, planned_problem
+from splitrank.federation.sizes import fixed_rank
 from splitrank.planning.plan import Plan
-from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, feasible, frequency_range_hz
+from splitrank.planning.problem import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Problem,
+    feasible,
+    frequency_range_hz,
+    of_clients,
+)
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
-from splitrank.planning.workload import Workload
 
 MAX_REGIONS = 6
 """Clients that get a picture of their own."""
@@ -69,7 +76,7 @@ class BudgetCurve:
 
     Attributes:
         budget: T0 [s], or the mean of E_0 over the clients [J], shape (B,).
-        given: the given one.
+        given: the given one, infinite for no limit.
         clients: those with a line of their own, shape (L,).
         max_rank: their r_i*, shape (B, L).
         common_rank: min_i r_i* over all clients, 0 where one can do none, shape (B,).
@@ -81,13 +88,18 @@ class BudgetCurve:
     max_rank: IntArray
     common_rank: IntArray
 
+    @property
+    def middle(self) -> float:
+        """The given budget, or what the plan takes of it where there is no limit."""
+        return float(self.budget[len(self.budget) // 2])
+
     def eventful(self) -> tuple[float, float]:
-        """The budgets between which ranks change, and a factor 4 about the given one at least."""
+        """Return the budgets between which ranks change, and a factor 4 about the middle one at least."""
         ranks = np.column_stack([self.max_rank, self.common_rank])
         changes = np.flatnonzero(np.any(np.diff(ranks, axis=0) != 0, axis=1))
         first, last = (changes[0], changes[-1] + 1) if changes.size else (len(ranks) // 2, len(ranks) // 2)
-        low = min(float(self.budget[first]) / 1.1, self.given / 4)
-        high = max(float(self.budget[last]) * 1.1, self.given * 4)
+        low = min(float(self.budget[first]) / 1.1, self.middle / 4)
+        high = max(float(self.budget[last]) * 1.1, self.middle * 4)
         return max(low, float(self.budget[0])), min(high, float(self.budget[-1]))
 
 
@@ -119,30 +131,37 @@ def plan_curves(config: Config, round: int) -> PlanCurves:
     problem = planned_problem(config, round, sit_out=False)
     plan = plan_round(config, problem, round, sit_out=False)
     with np.errstate(over="ignore"):
-        latencies_s = np.clip(problem.latency_s * BUDGET_FACTORS, np.finfo(np.float64).tiny, _NO_LIMIT)
-        energies_j = (np.minimum(problem.energy_j * factor, _NO_LIMIT) for factor in BUDGET_FACTORS)
-        given_j = float(np.mean(problem.energy_j))
-        mean_energies_j = np.minimum(given_j * BUDGET_FACTORS, _NO_LIMIT)
+        longest_s = np.array(np.nanmax(plan.latency_s, initial=0.0))
+        middle_s = float(_or_spent(np.array(problem.latency_budget_s), longest_s))
+        middle_j = _or_spent(problem.energy_budget_j, plan.energy_j)
+        latencies_s = np.clip(middle_s * BUDGET_FACTORS, np.finfo(np.float64).tiny, _NO_LIMIT)
+        energies_j = (np.minimum(middle_j * factor, _NO_LIMIT) for factor in BUDGET_FACTORS)
+        mean_energies_j = np.minimum(float(np.mean(middle_j)) * BUDGET_FACTORS, _NO_LIMIT)
     lines = _smallest(plan.max_rank, MAX_LINES)
     return PlanCurves(
         round=round,
         plan=plan,
         problem=problem,
-        fixed_rank=config.adapter.rank,
+        fixed_rank=fixed_rank(config),
         regions=_regions(config, problem, plan, round),
         over_latency=BudgetCurve(
             latencies_s,
-            problem.latency_s,
+            problem.latency_budget_s,
             lines,
-            *_ranks(config, (replace(problem, latency_s=float(t)) for t in latencies_s), round, lines),
+            *_ranks(config, (replace(problem, latency_budget_s=float(t)) for t in latencies_s), round, lines),
         ),
         over_energy=BudgetCurve(
             mean_energies_j,
-            given_j,
+            float(np.mean(problem.energy_budget_j)),
             lines,
-            *_ranks(config, (replace(problem, energy_j=e) for e in energies_j), round, lines),
+            *_ranks(config, (replace(problem, energy_budget_j=e) for e in energies_j), round, lines),
         ),
     )
+
+
+def _or_spent(budget: FloatArray, spent: FloatArray) -> FloatArray:
+    """Return what the plan spends where the budget is infinite, 1 where it spends nothing."""
+    return np.where(np.isfinite(budget), budget, np.where(spent > 0, spent, 1.0))
 
 
 def _smallest(max_rank: IntArray, most: int) -> IntArray:
@@ -159,12 +178,12 @@ def _regions(config: Config, problem: Problem, plan: Plan, round: int) -> tuple[
     clients = _smallest(plan.max_rank, MAX_REGIONS)
     drawn_hz = None
     if config.planner.method == "random-frequency":
-        range_, fixed_rank = config.planner.random_range, config.adapter.rank or 1
-        drawn_hz = draw_frequency_hz(problem, config.run.seed, round, range_, fixed_rank)
-    shown = _of_clients(problem, clients)
+        drawn_hz = draw_frequency_hz(problem, config.run.seed, round, config.planner.random_range)
+    shown = of_clients(problem, clients)
     own_ranks = plan.max_rank[clients]
     # A client that can do nothing is shown over the same ranks as the best one.
-    ends = [_shown_rank(int(own or own_ranks.max()), config.adapter.rank or plan.rank) for own in own_ranks]
+    chosen = fixed_rank(config) or plan.largest_rank
+    ends = [_shown_rank(int(own or own_ranks.max()), chosen) for own in own_ranks]
     rank = _real_ranks(max(ends))
     at_rank = rank[:, np.newaxis]
     # Without a top speed the upper end of the range is f_en.
@@ -194,13 +213,3 @@ def _real_ranks(end: int) -> FloatArray:
     """1..end with so many points between two integers that curves look smooth."""
     between = math.ceil(_POINTS / (end - 1))
     return np.linspace(1.0, end, between * (end - 1) + 1)
-
-
-def _of_clients(problem: Problem, clients: IntArray) -> Problem:
-    """The same problem for some of its clients."""
-
-    def chosen(block: Problem | Workload) -> dict[str, Any]:
-        values = {field.name: getattr(block, field.name) for field in fields(block)}
-        return {name: value[clients] for name, value in values.items() if isinstance(value, np.ndarray)}
-
-    return replace(problem, **{**chosen(problem), "workload": replace(problem.workload, **chosen(problem.workload))})

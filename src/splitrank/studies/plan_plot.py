@@ -101,14 +101,17 @@ def _headline(curves: PlanCurves) -> str:
         what = "no rank fits" if curves.fixed_rank is None else f"adapter.rank = {curves.fixed_rank} does not fit"
         return f"Round {curves.round}: infeasible, {what} every client"
     how = f"{plan.status}, {plan.method}" if curves.fixed_rank is None else "fixed by adapter.rank"
-    return f"Round {curves.round}: rank {plan.rank} for all clients ({how})"
+    if plan.common_rank is None:
+        return f"Round {curves.round}: a rank for each client, {plan.rank.min()} to {plan.rank.max()} ({how})"
+    return f"Round {curves.round}: rank {plan.common_rank} for all clients ({how})"
 
 
 def _subtitle(curves: PlanCurves) -> str:
     problem = curves.problem
-    least_j, most_j = problem.energy_j.min(), problem.energy_j.max()
-    energy = f"{least_j:,.6g} J" if least_j == most_j else f"{least_j:,.6g} to {most_j:,.6g} J"
-    parts = [f"budgets of the round: $T_0$ = {problem.latency_s:,.6g} s, $E_0$ = {energy} per client"]
+    least_j, most_j = problem.energy_budget_j.min(), problem.energy_budget_j.max()
+    energy = _limit(least_j, "J") if least_j == most_j else f"{least_j:,.6g} to {_limit(most_j, 'J')}"
+    time = _limit(problem.latency_budget_s, "s")
+    parts = [f"budgets of the round: $T_0$ = {time}, $E_0$ = {energy} per client"]
     if problem.latency_margin:
         parts.append(f"{problem.latency_margin:.3g} of $T_0$ kept free")
     if len(curves.regions) < problem.num_clients:
@@ -116,6 +119,10 @@ def _subtitle(curves: PlanCurves) -> str:
             f"{len(curves.regions)} of {problem.num_clients:,} clients shown, those with the smallest max rank"
         )
     return "; ".join(parts)
+
+
+def _limit(budget: float, unit: str) -> str:
+    return f"{budget:,.6g} {unit}" if np.isfinite(budget) else "no limit"
 
 
 def _draw_regions(figure: SubFigure, curves: PlanCurves) -> None:
@@ -176,10 +183,11 @@ def _draw_region(ax: Axes, region: Region, curves: PlanCurves) -> None:
         ax.axvline(max_rank, color="#009E73", linestyle=":", label="max rank")
     else:
         ax.text(0.5, 0.5, "no rank fits", transform=ax.transAxes, ha="center", va="center", fontsize=12, bbox=_BACKING)
-    if plan.rank > 0:
+    chosen_rank = plan.rank[region.client]
+    if chosen_rank > 0:
         chosen_hz = plan.frequency_hz[region.client]
-        ax.plot(plan.rank, chosen_hz / 1e9, "o", label="chosen: $r^*$ and $f$", **_POINT)
-        chosen = f"rank {plan.rank} at {_ghz(chosen_hz)}"
+        ax.plot(chosen_rank, chosen_hz / 1e9, "o", label="chosen: $r^*$ and $f$", **_POINT)
+        chosen = f"rank {chosen_rank} at {_ghz(chosen_hz)}"
         ax.text(0.97, 0.05, chosen, transform=ax.transAxes, ha="right", bbox=_BACKING, zorder=4)
 
 
@@ -199,7 +207,7 @@ def _title_lines(client: dict[str, Any], region: Region, curves: PlanCurves) -> 
     blocked = {
         "rank-cap": "no rank above it is allowed",
         "latency": f"rank {max_rank + 1} is on the air for all {problem.deadline_s:,.6g} s",
-        "energy": f"{beyond} takes more than {problem.energy_j[index]:,.6g} J",
+        "energy": f"{beyond} takes more than {problem.energy_budget_j[index]:,.6g} J",
         "frequency": f"rank {max_rank + 1} needs more than {_ghz(ceiling_hz)}",
     }
     return [f"client {index}: max rank {max_rank}, limited by {binding}", blocked[binding]]
@@ -211,7 +219,7 @@ def _ghz(frequency_hz: float) -> str:
 
 def _draw_budgets(figure: SubFigure, curves: PlanCurves) -> None:
     axes = figure.subplots(1, 2, sharey=True)
-    energy_j = curves.problem.energy_j
+    energy_j = curves.problem.energy_budget_j
     same = energy_j.min() == energy_j.max()
     whose = "energy budget $E_0$ of a round" if same else "mean energy budget $E_0$ of a round, all scaled alike"
     panels = (
@@ -222,7 +230,7 @@ def _draw_budgets(figure: SubFigure, curves: PlanCurves) -> None:
         _draw_curve(ax, curve, curves.fixed_rank, curves.problem.num_clients)
         _log_axis(ax, *curve.eventful())
         ax.set_xlabel(f"{label} [{unit}]")
-        ax.set_title(f"{symbol} varies, {curve.given:,.6g} {unit} given")
+        ax.set_title(f"{symbol} varies, {_limit(curve.given, unit)} given")
     axes[0].set_ylabel("max rank")
     top = axes[0].get_ylim()[1]
     if curves.fixed_rank is not None:  # what goes far beyond the fixed rank does not matter
@@ -250,8 +258,9 @@ def _draw_curve(ax: Axes, curve: BudgetCurve, fixed_rank: int | None, num_client
             label=f"client {client} alone" if few else many_label,
             zorder=2.5 if few else 1.5,
         )  # fmt: skip
-    ax.axvline(curve.given, color=_VERMILION, linestyle="--", linewidth=1.2, label="given budget")
-    ax.plot(curve.given, curve.common_rank[len(curve.budget) // 2], "o", **_POINT)
+    if np.isfinite(curve.given):
+        ax.axvline(curve.given, color=_VERMILION, linestyle="--", linewidth=1.2, label="given budget")
+        ax.plot(curve.given, curve.common_rank[len(curve.budget) // 2], "o", **_POINT)
     if fixed_rank is not None:
         ax.axhline(fixed_rank, **_FIXED)
 

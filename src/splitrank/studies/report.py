@@ -6,6 +6,7 @@ It opens without a network. Runs that differ in nothing but the seed are drawn a
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,22 +17,19 @@ from typing import Any
 
 from splitrank.config import flatten, plain_values
 from splitrank.errors import InputError
+from splitrank.federation.export_forms import export_folder, export_text
 from splitrank.files import write_atomically
 from splitrank.progress import say
 from splitrank.studies.recorded import RecordedRun, read_run
-from splitrank.studies.report_charts import (
-    ACCURACY,
-    BITS,
-    Line,
-    charts_of,
-    plain,
-)
-from splitrank.studies.report_page import MISSING, Cell, Table, page
+from splitrank.studies.report_charts import charts_of
+from splitrank.studies.report_page import MISSING, NO_RANK, Cell, Table, page
+from splitrank.studies.report_series import ACCURACY, BITS, Line, plain
 from splitrank.studies.sweep import member_name
-from splitrank.studies.totals import best_accuracy, last_accuracy, mean_rank, numbers, slowest, total
+from splitrank.studies.totals import best_accuracy, has_rank, last_accuracy, mean_rank, numbers, slowest, total
 
 _MEMBERS = "members"
 _MAX_SHOWN_VALUE = 80
+_NO_LIMIT = "no limit"
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
@@ -137,7 +135,15 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return MISSING if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return MISSING if value is None else value if isinstance(value, str) else _plain_text(value)
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, float) and math.isinf(value):
+        return _NO_LIMIT
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plain_text, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _short(text: str) -> str:
@@ -187,7 +193,17 @@ def _what_varies(asked: dict[str, Any], others: Sequence[dict[str, Any]]) -> str
     # A key that only some have mostly follows from another one, such as planner.random_range from planner.method.
     common = [key for key in differing if all(key in other for other in others)]
     is_enough = len({json.dumps([other[key] for key in common]) for other in others}) == len(others)
-    return member_name({key: asked[key] for key in (common if is_enough else differing) if key in asked})
+    # Of keys that the same groups have and that tell the same ones apart, such as planner.max_rank and .rank_policy
+    # where some have a fixed rank, the first says it all.
+    telling = {_pattern(key, others): key for key in reversed(differing) if key not in common}.values()
+    shown = [key for key in differing if key in common or (key in telling and not is_enough)]
+    return member_name({key: asked[key] for key in shown if key in asked})
+
+
+def _pattern(key: str, others: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """Return for each group the first one with the same value of a setting, -1 where it has none."""
+    values = [other.get(key) for other in others]
+    return tuple(values.index(value) if key in other else -1 for value, other in zip(values, others, strict=True))
 
 
 def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
@@ -215,6 +231,9 @@ def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
         f"Accuracy and loss are measured. Latency, energy and bits are {of_which}, per round; a round takes as long as "
         "its slowest client."
     )
+    results = {export_text(run.config) for run in runs if (run.folder / export_folder(run.config)).is_dir()}
+    if results:
+        facts.append(f"What a finished run leaves in its folder: {' or '.join(sorted(results))}.")
     if len(lines) < len(runs):
         facts.append(
             "Runs that differ only in their seed (or in threads, cache size or where their data lie) are drawn as one "
@@ -225,11 +244,12 @@ def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the summary: its heading, its number for a run, and how that is shown."""
+    """A column of the summary: its heading, a run's number, how that is shown, and what a run without one says."""
 
     title: str
     of: Callable[[RecordedRun], float | None]
     show: Callable[[float], str]
+    absent: Callable[[RecordedRun], str] = lambda run: MISSING
 
 
 def _time(seconds: float) -> str:
@@ -240,10 +260,14 @@ def _energy(joules: float) -> str:
     return f"{plain(joules)} J"
 
 
+def _mean_rank(run: RecordedRun) -> float | None:
+    return mean_rank(run) if has_rank(run) else None
+
+
 _RESULTS = [
     _Column("last accuracy", last_accuracy, ACCURACY.show),
     _Column("best accuracy", best_accuracy, ACCURACY.show),
-    _Column("mean rank", mean_rank, plain),
+    _Column("mean rank", _mean_rank, plain, lambda run: MISSING if has_rank(run) else NO_RANK),
 ]
 _COSTS = [
     _Column("rounds recorded", lambda run: max(record["round"] for record in run.records), plain),
@@ -286,7 +310,7 @@ def _values_text(settings: Sequence[dict[str, Any]], key: str) -> str:
 def _result(column: _Column, runs: Sequence[RecordedRun]) -> Cell:
     values = numbers(column.of(run) for run in runs)
     if not values:
-        return Cell(MISSING)
+        return Cell(column.absent(runs[0]))
     mean = values[0] if len(values) == 1 else fmean(values)
     low, high = min(values), max(values)
     return Cell(column.show(mean) + (f" ({column.show(low)} to {column.show(high)})" if low < high else ""), mean)

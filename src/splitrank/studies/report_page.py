@@ -19,7 +19,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from splitrank.studies.report_charts import NUM_COLOURS, SYMBOLS, Chart, Line, Series
+from splitrank.studies.report_series import NUM_COLOURS, SYMBOLS, Chart, Line, Series
 
 _PLOTLY_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _MAX_MARKED_ROUNDS = 200
@@ -27,8 +27,8 @@ _MAX_HOVER_NAME = 60
 _CROWD = 5
 """From so many lines on, bands are paler and one button hides them all."""
 
-MISSING = "–"
-"""Stands where there is no number."""
+MISSING, NO_RANK = "–", "no rank"
+"""Stand where there is no number."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _folded(summary: str, table: Table) -> str:
 
 
 def _table(table: Table) -> str:
-    classes = [' class="text"' if any(map(_is_text, column)) else "" for column in zip(*table.rows, strict=True)]
+    classes = [' class="text"' if _is_text(column) else "" for column in zip(*table.rows, strict=True)]
     head = "".join(
         f'<th scope="col"{of_column}>{escape(name)}</th>'
         for of_column, name in zip(classes, table.columns, strict=True)
@@ -207,8 +207,8 @@ def _table(table: Table) -> str:
     )
 
 
-def _is_text(cell: Cell) -> bool:
-    return cell.value is None and cell.text != MISSING
+def _is_text(column: Sequence[Cell]) -> bool:
+    return any(cell.value is None and cell.text not in (MISSING, NO_RANK) for cell in column)
 
 
 def _content(cell: Cell) -> str:

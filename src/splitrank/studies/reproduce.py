@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from splitrank.config import Config
-from splitrank.federation.budgets import plan_round, planned_problem
+from splitrank.federation.problems import plan_round, planned_problem
 from splitrank.files import write_atomically
 from splitrank.records import finite
 from splitrank.studies import figures
@@ -81,9 +81,10 @@ def planned_ranks(members: Sequence[Member], draws: int = DRAWS) -> pd.DataFrame
 
 
 def mean_planned_rank(config: Config, draws: int = DRAWS) -> float:
-    """Mean common rank of round 1 over the seeds 0, 1, ...; 0 where nobody can take part."""
+    """Return the mean rank of the participants of round 1 over the seeds 0, 1, ...; 0 where nobody can take part."""
     ranks = []
     for seed in range(draws):
         drawn = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
-        ranks.append(plan_round(drawn, planned_problem(drawn, 1, sit_out=True), 1, sit_out=True).rank)
+        plan = plan_round(drawn, planned_problem(drawn, 1, sit_out=True), 1, sit_out=True)
+        ranks.append(float(plan.rank[plan.participants].mean()) if plan.largest_rank else 0.0)
     return sum(ranks) / draws

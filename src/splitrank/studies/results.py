@@ -21,8 +21,13 @@ def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
 
     ``latency_s`` is the sum over rounds of the slowest client's, ``energy_j`` the sum over rounds and clients, both of
     the simulated devices; ``preparation_s`` and ``preparation_j`` are the slowest client's and all clients' one-off
-    pass through the frozen layers. ``mean_rank`` counts rounds without participants as rank 0. ``mean_max_rank`` is
-    over clients and rounds. What is not simulated, as a baseline's time, is left empty.
+    pass through the frozen layers. ``mean_rank`` is over the participants of a round and then over rounds, those
+    without participants counting as rank 0; ``mean_max_rank`` is over clients and rounds. An adapter method without a
+    rank has rank 1.
+
+    The baseline full fine-tuning has no limits, so its clients run at their highest clocks, and its operations are
+    counted as they are: its time and energy compare with those of members with ``workload.model = "flops"`` at full
+    speed (as in the experiment ``placement``), not with those of the paper's count.
     """
     last, rounds = run.records[-1], run.records[1:]
     return {

@@ -32,6 +32,19 @@ THREADS_OF_A_MEMBER = 1
 
 MOST_MEMBERS = 10_000
 
+FULL_FINE_TUNING: dict[str, Any] = {
+    "adapter.method": "full",
+    "budget.latency_s": math.inf,
+    "budget.energy_j": math.inf,
+    "federation.aggregation": "fedavg",
+    "planner.frequency_policy": "least-latency",
+    "planner.method": "exact",
+    "planner.rank_policy": "common",
+    "workload.model": "flops",
+}
+"""What makes a member's settings those of the baseline ``"full-fine-tuning"``: all weights of the trained layers, no
+limits, and operations as they really are, since the paper's count knows LoRA alone."""
+
 Baseline = Literal["", "centralised", "full-fine-tuning"]
 
 _LONGEST_NAME = 120
@@ -45,8 +58,8 @@ class Member:
         name: tells it from the others; also its folder's name.
         varied: dotted key → value, the settings in which it differs.
         config: all its settings.
-        baseline: which one it is, ``""`` for a member that is none. ``"centralised"`` is a run like any other;
-            ``"full-fine-tuning"`` trains every weight of the trained layers instead of LoRA.
+        baseline: which one it is, ``""`` for a member that is none. Both are runs like any other; see
+            :data:`FULL_FINE_TUNING`.
     """
 
     name: str
@@ -161,6 +174,9 @@ def members(
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
             continue
+        if baseline == "full-fine-tuning":
+            # Twice, since what has lost its effect is only then back at its default, as it is read from a run folder.
+            config = with_values(with_values(config, FULL_FINE_TUNING), {})
         config = _wherever_it_runs(config)
         name = f"{baseline},{member_name(varied)}" if baseline else member_name(varied)
         if name in found:

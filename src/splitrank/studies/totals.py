@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from splitrank.studies.recorded import RecordedRun
+from splitrank.traits import METHOD_TRAITS
 
 Reading = Callable[[RecordedRun], dict[int, list[float]]]
 """From a run to round → the numbers recorded in it."""
@@ -52,10 +53,20 @@ def best_accuracy(run: RecordedRun) -> float | None:
     return max(numbers(record["accuracy"] for record in run.records), default=None)
 
 
+def has_rank(run: RecordedRun) -> bool:
+    """Whether the run's adapters had a rank; the records of a method without one say 1, of 0.1.0's baseline 0."""
+    return METHOD_TRAITS[run.config.adapter.method].has_rank and "baseline" not in run.manifest
+
+
 def mean_rank(run: RecordedRun) -> float | None:
-    """Rounds without participants count as rank 0."""
-    ranks = numbers(record["rank"] for record in run.records if record["round"] > 0)
+    """Return the mean over rounds of the participants' mean rank; rounds without participants count as rank 0."""
+    ranks = [rank for record in run.records if record["round"] > 0 for rank in _rank_of_round(record)]
     return fmean(ranks) if ranks else None
+
+
+def _rank_of_round(record: dict[str, Any]) -> list[float]:
+    trained = [rank for rank in numbers(entry.get("rank") for entry in clients_of(record)) if rank > 0]
+    return [fmean(trained)] if trained else numbers([record["rank"]])
 
 
 def total(key: str) -> Total:

@@ -1,11 +1,8 @@
-"""Flower carries the messages; planning, training and averaging are those of a run in one process.
+"""Flower carries the messages of a federation; planning, training and averaging are those of a run in one process.
 
-server_app   the ServerApp: the loop of ``federation.loop`` over clients that are Flower nodes
-nodes        those clients as a round sees them
-post         messages out, replies in, until a deadline
-client_app   the ClientApp: a thin courier without torch between Flower and the worker
-worker       what a client is: its texts, its model, kept from round to round
-checks       what an update must be before it touches the model
-payload      an adapter as one flat array, and back
-station      starts and guards a node's SuperNode and worker
+``server_app`` (the ServerApp: ``federation.loop`` over Flower's nodes) · ``flower_clients``, ``membership``, ``post``
+(the clients as a round sees them, who is there, messages out and in) · ``measurements``, ``links``, ``machine`` (what
+is measured) · ``checks`` (what an update must be), ``payload`` · ``client_app`` (passes messages on, without torch),
+``line`` (the worker's socket), ``worker``, ``prepared``, ``personal``, ``own_settings`` (a client: its texts, its model
+and what stays with it) · ``station``, ``tunnel`` (start and guard a client's processes, its way to the server).
 """

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from splitrank.errors import InputError
+from splitrank.federation.clients import Missed
 from splitrank.federation.flower.payload import is_count, is_finite
+from splitrank.federation.flower.personal import digest_record
 from splitrank.federation.flower.post import Reply
-from splitrank.federation.rounds import Missed
-from splitrank.learning.adapters import lora
-from splitrank.learning.adapters.lora import Adapter
+from splitrank.federation.wire import flat, received_update, uplink
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import Training, Update
 
 _MOST_SHOWN = 60
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # AdamW's step of one number is at most this times the learning rate: (1 - β1)/√(1 - β2) with PyTorch's β.
 _MOST_STEP = 0.1 / math.sqrt(0.001)
 
 
-def norm_bound(start: Adapter, num_samples: int, training: Training) -> float:
-    """The farthest that AdamW can move an adapter in a round, so what no honest client exceeds.
+def norm_bound(start: Tensor, num_samples: int, training: Training) -> float:
+    """Return the farthest that AdamW can move numbers in a round, so what no honest client exceeds.
 
     ‖θ − θ_start‖ ≤ s·η·(c·√n + λ·(‖θ_start‖ + s·η·c·√n)),  c = (1 − β1)/√(1 − β2)
 
@@ -28,28 +34,38 @@ def norm_bound(start: Adapter, num_samples: int, training: Training) -> float:
     and the decay of what is there at most.
 
     Args:
-        start: what the client started from.
+        start: the numbers that are trained, flat, as they were sent.
         num_samples: texts that it trained on.
         training: how.
     """
-    vector = lora.to_flat(start)
     steps = training.local_epochs * math.ceil(num_samples / training.batch_size)
     reach = steps * training.learning_rate
-    moved = _MOST_STEP * math.sqrt(len(vector)) * reach
-    return moved + reach * training.weight_decay * (float(vector.norm()) + moved)
+    moved = _MOST_STEP * math.sqrt(len(start)) * reach
+    return moved + reach * training.weight_decay * (float(start.norm()) + moved)
 
 
 def checked_update(
-    reply: Reply, start: Adapter, *, client: int, round: int, num_samples: int, training: Training
+    reply: Reply,
+    start: Adapter,
+    rule: Rule,
+    *,
+    client: int,
+    round: int,
+    turn: int,
+    num_samples: int,
+    training: Training,
+    has_personal: bool = False,
 ) -> Update | Missed:
     """Turn an answer into an update if it is one for this request, else say in one sentence what is wrong with it.
 
     Args:
         reply: what came.
         start: the adapter that was sent, at the rank that was asked for.
-        client, round: what was asked of whom.
+        rule: which numbers are trained and sent.
+        client, round, turn: what was asked of whom.
         num_samples: how many texts the client registered.
         training: how it was to train.
+        has_personal: whether the client keeps a part to itself, of which it tells the digest.
     """
     if reply.failure is not None:
         return Missed(reply.failure)
@@ -59,26 +75,30 @@ def checked_update(
     for key, expected in (("client", client), ("round", round)):
         if header.get(key) != expected:
             return Missed(f"rejected: {key} must be {expected}, got {_shown(header.get(key))}")
-    samples, loss = header.get("samples"), header.get("train_loss")
+    samples, loss, digest = (header.get(name) for name in ("samples", "train_loss", "personal_sha256"))
     if not is_count(samples) or not 1 <= samples <= num_samples:
         return Missed(f"rejected: samples must be 1 to the {num_samples} registered, got {_shown(samples)}")
     if not is_finite(loss):
         return Missed(f"rejected: train_loss must be a finite number, got {_shown(loss)}")
-    expected_length = lora.num_numbers(start, start.rank)
-    if len(floats) != expected_length:
-        return Missed(
-            f"rejected: an update at rank {start.rank} must have {expected_length} numbers, got {len(floats)}"
-        )
+    if has_personal and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        return Missed(f"rejected: personal_sha256 must be 64 hexadecimal digits, got {_shown(digest)}")
     vector = torch.from_numpy(floats.copy())
+    try:
+        update = received_update(header, vector, start, rule, client, turn)
+    except InputError as error:
+        return Missed(f"rejected: {error}")
     if not bool(torch.isfinite(vector).all()):
         return Missed("rejected: an update must be finite, got NaN or infinity")
-    moved, bound = float((vector - lora.to_flat(start)).norm()), norm_bound(start, num_samples, training)
+    before = flat(uplink(start, rule, client, turn))
+    moved, bound = float((vector - before).norm()), norm_bound(before, num_samples, training)
     if not moved <= bound:
         return Missed(f"rejected: an update may move by {bound:.4g} at most (AdamW's own bound), got {moved:.4g}")
-    return Update(lora.from_flat(vector, start, start.rank), float(loss), samples, {})
+    personal = digest_record(round, digest) if has_personal and isinstance(digest, str) else {}
+    lost = {"personal_lost": True} if header.get("personal_lost") is True else {}
+    return Update(update, float(loss), samples, personal, notes=lost)
 
 
 def _shown(value: Any) -> str:
-    """A value for a sentence, however long it is."""
+    """Return a value for a sentence, however long it is."""
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import nnls
 
-from splitrank.federation.budgets import BITS_PER_FLOAT32
 from splitrank.federation.flower.payload import Floats
 from splitrank.federation.flower.post import Reply, Request
+from splitrank.federation.sizes import BITS_PER_FLOAT32
 
 PROBE_FLOATS = (16_384, 131_072, 1_048_576)
 """Lengths of the longer probes, the next one where the last took too little to tell: 64 KiB, 512 KiB, 4 MiB."""

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitrank.federation.budgets import per_client
 from splitrank.federation.flower.links import KEPT_ROUNDS
 from splitrank.federation.flower.payload import is_finite
 from splitrank.federation.model import Model
-from splitrank.federation.rounds import State
-from splitrank.learning.adapters import lora
+from splitrank.federation.per_client import per_client
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.trunk import TrunkOutputs
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -132,34 +132,39 @@ def machine_from(told: Any) -> Machine | None:
 
 
 def measured_machine(
-    model: Model, texts: TrunkOutputs, rows: NDArray[np.int64], labels: NDArray[np.int64], client: int
+    model: Model,
+    rule: Rule,
+    texts: TrunkOutputs,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    client: int,
 ) -> Machine:
     """Time the client's own training, on its own texts, at two ranks.
 
     Args:
         model: what is trained; what it learns here is thrown away.
+        rule: which numbers are trained.
         texts, rows, labels: the client's texts, as in :func:`learning.client.train`.
         client: its number, for the settings that are drawn per client.
     """
     some = rows[: _MOST_BATCHES * model.config.train.batch_size]
-    start = model.initial_state().adapter
-    cap = min(min(tensor.shape[1] for tensor in start.lora_A.values()), _RANKS[1])
-    ranks = (min(_RANKS[0], cap - 1), cap)
+    initial = model.initial_state()
+    ranks = _timed_ranks(initial.adapter)
     before_j, started_s = read_energy_j(), time.monotonic()
     taken_s = []
     for rank in ranks:
-        adapter = lora.resize(start, rank, seed=model.config.run.seed, round=0)
-        state = State(0, adapter, {})
-        model.train(texts, some, labels, state, round=1, client=client)  # warms up
+        adapter = model.method.resize(initial.adapter, rank, distribution="svd", seed=model.config.run.seed, round=0)
+        task = model.task(adapter, initial, rule, client)
+        model.train(task, texts, some, labels)  # warms up
         times: list[float] = []
         while sum(times) < _LEAST_S or len(times) < _LEAST_TIMES:
             begun_s = time.monotonic()
-            model.train(texts, some, labels, state, round=1, client=client)
+            model.train(task, texts, some, labels)
             times.append(time.monotonic() - begun_s)
         epochs = model.config.federation.local_epochs
         taken_s.append(statistics.median(times) / (len(some) * epochs))
     after_j, elapsed_s = read_energy_j(), time.monotonic() - started_s
-    slope_s = max(0.0, (taken_s[1] - taken_s[0]) / (ranks[1] - ranks[0]))
+    slope_s = max(0.0, (taken_s[-1] - taken_s[0]) / (ranks[-1] - ranks[0])) if len(ranks) > 1 else 0.0
     frequency_hz = full_frequency_hz() or float(
         per_client(model.config.client.max_frequency_hz, "client.max_frequency_hz", model.config)[client]
     )
@@ -180,6 +185,14 @@ def measured_machine(
         power_from=power_from,
         clock="cpufreq" if _clock_files() else "paced",
     )
+
+
+def _timed_ranks(adapter: Adapter) -> tuple[int, ...]:
+    """Return the ranks to time: two that the adapter can have, or 1 where it has no rank or can have no other."""
+    widths = [tensor.shape[1] for tensor in adapter.of_kind("lora_A").values()]
+    low, high = _RANKS
+    cap = min([*widths, high]) if widths else 1
+    return (min(low, cap - 1), cap) if cap > 1 else (1,)
 
 
 def read_energy_j() -> float | None:

@@ -9,6 +9,7 @@ run was begun is gone on with.
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -21,9 +22,10 @@ from flwr.serverapp import Grid, ServerApp
 from splitrank.config import Config, load_config
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
-from splitrank.federation.flower.nodes import NodeClients, connect
+from splitrank.federation.data import load_data
+from splitrank.federation.flower.flower_clients import FlowerClients, connect
 from splitrank.federation.flower.post import look_often
-from splitrank.federation.loop import load_data, run
+from splitrank.federation.loop import run
 from splitrank.federation.round_lines import round_lines
 from splitrank.files import try_lock
 from splitrank.learning.data import TextData, load_split, text_data
@@ -57,11 +59,12 @@ def _run(grid: Grid, context: Context) -> None:
         say(f"{out} holds a run already; going on with it.")
         _wait_until_free(out)
     asked = load_config(source)
+    run_id = run_folder.run_id(out) if resume else secrets.token_hex(16)
     config = run_folder.resumed_config(out, asked, []) if resume else asked
 
-    def nodes(config: Config) -> NodeClients:
+    def nodes(config: Config) -> FlowerClients:
         data = load_data(config) if clients_have == "shards" else _test_data(config)
-        return connect(grid, config, data, tell_data=clients_have == "shards")
+        return connect(grid, config, data, tell_data=clients_have == "shards", run_id=run_id)
 
     for line in round_lines(run(config, out, resume=resume, connect=nodes), config):
         say(line)

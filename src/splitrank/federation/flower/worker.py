@@ -17,32 +17,31 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from splitrank.config import Config, config_from, flatten
 from splitrank.errors import ConfigError, InputError, RunError
-from splitrank.federation.budgets import ClientTexts, Measured, measured_problem, round_problem, round_workload
+from splitrank.federation import wire
+from splitrank.federation.costs import round_workload
 from splitrank.federation.flower import line
 from splitrank.federation.flower.links import noise
-from splitrank.federation.flower.machine import MachineEstimate, at_frequency, measured_machine, read_energy_j
+from splitrank.federation.flower.machine import at_frequency, read_energy_j
 from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
-from splitrank.federation.loop import load_data
-from splitrank.federation.model import Model, amounts_of_text, load_model
-from splitrank.federation.rounds import State
-from splitrank.learning.adapters import lora
+from splitrank.federation.flower.personal import PersonalStore
+from splitrank.federation.flower.prepared import Prepared, prepare
+from splitrank.federation.problems import Measured, measured_problem, round_problem
+from splitrank.federation.sizes import rank_cap
+from splitrank.federation.state import State
+from splitrank.federation.texts import ClientTexts
+from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.client import Pace
-from splitrank.learning.data import load_split
-from splitrank.learning.partition import partition_iid
-from splitrank.learning.text_rules import Split
-from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.plan import make_plan
-from splitrank.planning.problem import Problem, of_client
+from splitrank.planning.problem import Problem, of_clients
 from splitrank.planning.solvers.exact import exact
 from splitrank.progress import say
 
@@ -52,33 +51,17 @@ MOST_PROBE_FLOATS = 4_000_000
 _LONGEST_SILENCE_S = 60.0
 
 
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """What a run needs of a client, for one set of settings.
-
-    ``rows[client]`` are the texts of each client that this worker may stand for: all texts where they are its own.
-    """
-
-    settings: Header
-    labels: list[str]
-    model: Model
-    outputs: TrunkOutputs
-    text_labels: NDArray[np.int64]
-    rows: Mapping[int, NDArray[np.int64]]
-    machines: dict[int, MachineEstimate] = field(default_factory=dict)
-
-
 class Worker:
     """Answers a server's requests for the client, or in a simulation the clients, of this process."""
 
     def __init__(self, own: OwnSettings | None) -> None:
         self._own = own
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
 
     def close(self) -> None:
         """Let go of model and cache."""
         if self._prepared is not None:
-            self._prepared.outputs.close()
+            self._prepared.close()
             self._prepared = None
 
     def answer(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
@@ -93,8 +76,10 @@ class Worker:
                     return self._max_rank(header), NO_FLOATS
                 case "train":
                     return self._train(header, floats)
+                case "evaluate":
+                    return self._evaluate(header, floats), NO_FLOATS
                 case kind:
-                    raise InputError(f"a request must be echo, join, max-rank or train, got {kind!r}")
+                    raise InputError(f"a request must be echo, join, max-rank, train or evaluate, got {kind!r}")
         except (ConfigError, InputError, RunError) as error:
             reason = str(error)
         except Exception as error:
@@ -111,18 +96,18 @@ class Worker:
 
     def _join(self, header: Header) -> Header:
         prepared, client = self._prepare(header)
-        lengths = prepared.outputs.lengths[prepared.rows[client]]
-        amounts = amounts_of_text([lengths])
+        amounts = prepared.amounts(client)
         joined: Header = {
             "kind": "joined",
             "client": client,
             "samples": int(amounts.samples[0]),
             "token_sum": int(amounts.token_sum[0]),
             "token_square_sum": int(amounts.token_square_sum[0]),
+            "test_samples": len(prepared.test.rows[client]) if prepared.test else 0,
         }
         if header.get("measure"):
             prepared.machines.pop(client, None)
-            machine = self._estimate(prepared, client).machine
+            machine = prepared.estimate(client).machine
             if prepared.model.config.planner.where == "server":
                 joined["machine"] = machine.to_json()
         return joined
@@ -130,82 +115,39 @@ class Worker:
     def _max_rank(self, header: Header) -> Header:
         """Solve this client's own problem, and tell nothing of it but the largest rank."""
         prepared, client = self._prepare(header)
-        problem = self._own_problem(prepared, client, header)
+        problem = own_problem(prepared, client, header)
         return {"kind": "max-rank", "client": client, "max_rank": int(exact(problem)[0])}
-
-    def _own_problem(self, prepared: _Prepared, client: int, header: Header) -> Problem:
-        """P1 of this client alone: its machine and energy budget, the server's latency budget and link estimate."""
-        config, link = prepared.model.config, header["link"]
-        amounts = amounts_of_text([prepared.outputs.lengths[prepared.rows[client]]])
-        everybody = np.ones(config.federation.num_clients)
-        alike = ClientTexts(*(everybody * amount[0] for amount in vars(amounts).values()))
-        rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
-        if header["measure"]:
-            machine = self._estimate(prepared, client).machine
-            names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
-            own = {name: everybody * getattr(machine, name) for name in names}
-            paced = np.full(len(everybody), machine.is_paced)
-            measured = Measured(**own, **rates, paced=paced, latency_margin=float(link["latency_margin"]))
-            problem = measured_problem(config, prepared.model.shape, alike, measured)
-        else:
-            workload = round_workload(config, prepared.model.shape, alike)
-            problem = round_problem(config, prepared.model.shape, workload, int(header["round"]), sit_out=True)
-            problem = replace(
-                problem,
-                uplink_bps=rates["uplink_bps"],
-                downlink_bps=rates["downlink_bps"],
-                overhead_s=rates["overhead_s"],
-            )
-        return of_client(problem, client)
-
-    def _estimate(self, prepared: _Prepared, client: int) -> MachineEstimate:
-        """What this machine is, measured when it joins and kept running by the rounds."""
-        if client not in prepared.machines:
-            say("Measuring this machine.")
-            rows, labels = prepared.rows[client], prepared.text_labels
-            measured = measured_machine(prepared.model, prepared.outputs, rows, labels, client)
-            prepared.machines[client] = MachineEstimate(measured)
-            say(f"{measured}")
-        return prepared.machines[client]
 
     def _train(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
         started_s = time.monotonic()
         prepared, client = self._prepare(header)
-        round, rank = int(header["round"]), int(header["rank"])
-        like = prepared.model.initial_state().adapter
-        if len(floats) != lora.num_numbers(like, rank):
-            raise InputError(
-                f"an adapter of rank {rank} must have {lora.num_numbers(like, rank)} numbers, got {len(floats)}"
-            )
-        estimate = self._estimate(prepared, client) if header["measure"] else None
+        start = _received(prepared, header, floats)
+        round, rank = int(header["round"]), start.rank
+        estimate = prepared.estimate(client) if header["measure"] else None
         frequency_hz, planned_s = header["frequency_hz"], header["planned_s"]
         if estimate and frequency_hz is None:
             policy = prepared.model.config.planner.frequency_policy
-            plan = make_plan(
-                self._own_problem(prepared, client, header), method="exact", frequency_policy=policy, rank=rank
-            )
+            problem = own_problem(prepared, client, header)
+            problem = replace(problem, rank_floor=np.array([rank]), rank_ceiling=np.array([rank]))
+            plan = make_plan(problem, method="exact", frequency_policy=policy)
             frequency_hz, planned_s = float(plan.frequency_hz[0]), float(plan.compute_s[0])
         say(f"Round {round}: training at rank {rank}.")
-        start = State(round - 1, lora.from_flat(torch.from_numpy(floats.copy()), like, rank), {})
+        personal, is_lost = _personal_part(prepared, client, header)
+        turn = int(header["turn"])
+        task = prepared.model.task(start, State(round - 1, turn, start, {client: personal}), prepared.rule, client)
         pace = Pace(stop_at_s=started_s + float(header["stop_after_s"]))
         before_j, before_cpu_s, before_s = read_energy_j(), time.process_time(), time.monotonic()
         with at_frequency(frequency_hz) if estimate else nullcontext(False) as is_set:
             slowdown = estimate.measured.reference_frequency_hz / frequency_hz if estimate else 1.0
             if estimate and not is_set:
                 pace.slowdown, pace.planned_s = slowdown, planned_s
-            update = prepared.model.train(
-                prepared.outputs,
-                prepared.rows[client],
-                prepared.text_labels,
-                start,
-                round=round,
-                client=client,
-                pace=pace,
-            )
+            share = prepared.training
+            update = prepared.model.train(task, share.outputs, share.rows[client], share.labels, pace=pace)
         busy_s, after_j = time.monotonic() - before_s - pace.rested_s, read_energy_j()
         if estimate:
-            num_samples = len(prepared.rows[client]) * prepared.model.config.federation.local_epochs
+            num_samples = update.num_samples * prepared.model.config.federation.local_epochs
             estimate.took(busy_s / slowdown if is_set else busy_s, rank, num_samples)
+        sent = wire.uplink(update.adapter, prepared.rule, client, turn)
         is_private = prepared.model.config.planner.where == "client"
         answer = {
             "kind": "update",
@@ -217,11 +159,31 @@ class Worker:
             "busy_s": None if is_private else (time.process_time() - before_cpu_s) / torch.get_num_threads(),
             "energy_j": None if is_private or before_j is None or after_j is None else max(0.0, after_j - before_j),
             "machine": None if is_private or estimate is None else estimate.machine.to_json(),
+            **wire.header(sent, turn),
         }
-        return answer, lora.to_flat(update.adapter).numpy()
+        if update.personal:
+            store, started_from = PersonalStore.of(header.get("run"), client), int(header["personal_round"])
+            answer["personal_sha256"] = store.write(round, update.personal, started_from=started_from)
+            answer["personal_lost"] = is_lost
+        return answer, wire.flat(sent).numpy()
 
-    def _prepare(self, header: Header) -> tuple[_Prepared, int]:
-        """The model and texts for a request's settings, and the client's number."""
+    def _evaluate(self, header: Header, floats: Floats) -> Header:
+        """Evaluate the shared adapter with this client's personal part on its own test texts; tell three numbers."""
+        prepared, client = self._prepare(header)
+        share = prepared.test
+        if share is None:
+            raise InputError("a client evaluates only where something is personal, by the settings nothing is")
+        rows = share.rows[client]
+        answer: Header = {"kind": "evaluated", "client": client, "hits": 0, "loss_sum": 0.0, "count": len(rows)}
+        if len(rows):
+            adapter = _received(prepared, header, floats)
+            personal, _ = _personal_part(prepared, client, header)
+            hits, loss_sum = prepared.model.count_hits(share.outputs, share.labels, rows, adapter, personal)
+            answer.update(hits=hits, loss_sum=loss_sum)
+        return answer
+
+    def _prepare(self, header: Header) -> tuple[Prepared, int]:
+        """Return the model and texts for a request's settings, and the client's number."""
         settings, labels = header["settings"], header["labels"]
         ready = self._prepared
         if (
@@ -230,62 +192,65 @@ class Worker:
             or ready.model.encoder.trunk_digest != header["trunk_sha256"]
         ):
             self.close()
-            ready = self._prepared = self._load(settings, labels, header["trunk_sha256"])
+            ready = self._prepared = prepare(self._own, settings, labels, header["trunk_sha256"])
         client = self._own.client if self._own else int(header["client"])
-        if client not in ready.rows:
-            raise InputError(f"a client's number must be one of 0 to {len(ready.rows) - 1}, got {client}")
+        rows = ready.training.rows
+        if client not in rows:
+            raise InputError(f"a client's number must be one of 0 to {len(rows) - 1}, got {client}")
         return ready, client
 
-    def _load(self, settings: Header, labels: list[str], trunk_sha256: str) -> _Prepared:
-        """Load the model, and only if it is the server's the texts."""
-        if self._own is None:
-            config = config_from(flatten(settings))
-            model = _same_model(config, labels, trunk_sha256)
-            data = load_data(config)
-            if data.label_names != labels:
-                raise InputError(f"the classes must be those of the server ({labels}), got {data.label_names}")
-            texts, text_labels = data.train_texts, data.train_labels
-            shares = partition_iid(text_labels, config.federation.num_clients, config.run.seed)
-            rows = dict(enumerate(shares))
-            outputs = model.prepare(model.tokenize(texts), "training texts")
-        else:
-            # Which file and which columns is the client's to say alone: a server that could name them could read them.
-            asked = {key: value for key, value in flatten(settings).items() if not key.startswith("data.")}
-            config = config_from(asked, self._own.layer)
-            if self._own.client >= config.federation.num_clients:
-                raise InputError(
-                    f"client must be below the server's federation.num_clients = {config.federation.num_clients}, "
-                    f"got {self._own.client}"
-                )
-            model = _same_model(config, labels, trunk_sha256)
-            try:
-                split = _own_texts(config, labels)
-                outputs = model.prepare(model.tokenize(split.texts), "training texts")
-            except InputError as error:
-                say(f"{error}")  # here alone: such a sentence may quote a text
-                raise InputError("its texts cannot be used; the client's own log tells why") from None
-            text_labels, rows = split.labels, {self._own.client: np.arange(len(split.texts))}
-        return _Prepared(settings, labels, model, outputs, text_labels, rows)
+
+def _received(prepared: Prepared, header: Header, floats: Floats) -> Adapter:
+    """Return the adapter that a request carries.
+
+    Raises:
+        InputError: a rank beyond what this model can have, or other tensors than the rank has.
+    """
+    model, rule = prepared.model, prepared.rule
+    cap, rank, turn = rank_cap(model.config, model.shape), header.get("rank"), header.get("turn")
+    if not is_count(rank) or rank > cap:
+        raise InputError(f"rank must be 0 to {cap}, got {rank!r}")
+    if not is_count(turn) or not is_count(header.get("round")):
+        raise InputError(f"round and turn must be whole numbers, got {header.get('round')!r} and {turn!r}")
+    vector, like = torch.from_numpy(floats.copy()), prepared.initial.adapter
+    return wire.received_start(header, vector, like, rank, turn, model.method, rule, model.config.run.seed)
 
 
-def _same_model(config: Config, labels: list[str], trunk_sha256: str) -> Model:
-    """The model of a request's settings, if its frozen weights are the server's."""
-    model = load_model(config, labels)
-    found = model.encoder.trunk_digest
-    if trunk_sha256 != found:
-        raise InputError(
-            f"the frozen weights must be those of the server ({trunk_sha256[:12]}), got {found[:12]} for "
-            f"{config.model.name}; give every machine the same model"
-        )
-    return model
+def _personal_part(prepared: Prepared, client: int, header: Header) -> tuple[Mapping[str, Tensor], bool]:
+    """Return the personal part of the round that a request names, and whether it was lost."""
+    initial = prepared.initial.local.get(client, {})
+    round = header.get("personal_round")
+    if not initial or not round:
+        return initial, False
+    if not is_count(round):
+        raise InputError(f"personal_round must be a whole number, got {round!r}")
+    kept = PersonalStore.of(header.get("run"), client).read(round, header.get("personal_sha256"))
+    shapes = {name: tensor.shape for name, tensor in initial.items()}
+    if kept is None or {name: tensor.shape for name, tensor in kept.items()} != shapes:
+        say(f"The personal part of round {round} is lost; starting it afresh.")
+        return initial, True
+    return kept, False
 
 
-def _own_texts(config: Config, labels: list[str]) -> Split:
-    table = config.data
-    assert table.path is not None
-    text = list(table.text) if table.text else None
-    split, _ = load_split(table.path, "train", text=text, label=table.label, classes=labels)
-    return split
+def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
+    """Return P1 of this client alone: its machine and energy budget, the server's latency budget and link estimate."""
+    config, shape, link = prepared.model.config, prepared.model.shape, header["link"]
+    turn, everybody = int(header["turn"]), np.ones(prepared.model.config.federation.num_clients)
+    alike = ClientTexts(*(everybody * amount[0] for amount in vars(prepared.amounts(client)).values()))
+    rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
+    if header["measure"]:
+        machine = prepared.estimate(client).machine
+        names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
+        own = {name: everybody * getattr(machine, name) for name in names}
+        paced = np.full(len(everybody), machine.is_paced)
+        measured = Measured(**own, **rates, paced=paced, latency_margin=float(link["latency_margin"]))
+        problem = measured_problem(config, shape, alike, measured, turn)
+    else:
+        workload = round_workload(config, shape, alike, turn)
+        problem = round_problem(config, shape, workload, int(header["round"]), sit_out=True)
+        up_bps, down_bps, overhead_s = rates.values()
+        problem = replace(problem, uplink_bps=up_bps, downlink_bps=down_bps, overhead_s=overhead_s)
+    return of_clients(problem, np.array([client]))
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitrank.planning.problem import IntArray, Problem, downlink_s, feasible, settle, uplink_s
+from splitrank.planning.problem import IntArray, Problem, downlink_s, feasible, round_to_feasible, uplink_s
 
 
 def bisection(problem: Problem) -> IntArray:
@@ -43,4 +43,4 @@ def bisection(problem: Problem) -> IntArray:
         fits = feasible(problem, middle)
         open_ = high - low > 1
         low, high = np.where(open_ & fits, middle, low), np.where(open_ & ~fits, middle, high)
-    return settle(low, problem.rank_cap, lambda rank: feasible(problem, rank))
+    return round_to_feasible(low, problem.rank_cap, lambda rank: feasible(problem, rank))

@@ -11,7 +11,8 @@ from splitrank.planning.problem import (
     downlink_s,
     feasible,
     left_for_compute,
-    settle,
+    on_air_s,
+    round_to_feasible,
     uplink_s,
 )
 
@@ -32,7 +33,7 @@ def branch_and_bound(problem: Problem) -> IntArray:
     Returns:
         r*, shape (I,), in 0..cap.
     """
-    return settle(relaxation(problem), problem.rank_cap, lambda rank: feasible(problem, rank))
+    return round_to_feasible(relaxation(problem), problem.rank_cap, lambda rank: feasible(problem, rank))
 
 
 def relaxation(problem: Problem) -> FloatArray:
@@ -41,7 +42,8 @@ def relaxation(problem: Problem) -> FloatArray:
     largest x in [1, cap] with C(x) <= f_max·S(x) and g(x) = Ω·C(x)³/S(x)² - W(x) <= 0
 
     The first bound is linear. In the second, C³/S² is convex for C, S > 0 (a power cone) and W is linear, so Newton's
-    method from the linear bound, where g > 0, falls to the root without passing it.
+    method from the linear bound, where g > 0, falls to the root without passing it. Without a time limit the first
+    bound is the cap, and g is -W.
 
     Args:
         problem: the round.
@@ -51,21 +53,22 @@ def relaxation(problem: Problem) -> FloatArray:
     """
     work = problem.workload
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        uplink_slope_s = work.payload_bits_per_rank / problem.uplink_bps
-        airtime_slope_s = uplink_slope_s + work.payload_bits_per_rank / problem.downlink_bps
+        uplink_slope_s = on_air_s(work.uplink_bits.per_rank, problem.uplink_bps)
+        airtime_slope_s = uplink_slope_s + on_air_s(work.downlink_bits.per_rank, problem.downlink_bps)
         airtime_s = uplink_s(problem, 1) + downlink_s(problem, 1) + problem.overhead_s
         spare_s = problem.deadline_s - airtime_s - work.cycles(1) / problem.max_frequency_hz
-        rank = 1 + spare_s / (airtime_slope_s + work.cycles_per_rank / problem.max_frequency_hz)
+        rank = 1 + spare_s / (airtime_slope_s + work.cycles.per_rank / problem.max_frequency_hz)
         rank = np.where(feasible(problem, 1), np.fmin(rank, problem.rank_cap), 0.0)
         while True:
             cycles = work.cycles(rank)
             spare_s, spare_j = left_for_compute(problem, rank)
-            excess_j = problem.capacitance * cycles * (cycles / spare_s) ** 2 - spare_j
+            slowest_hz = np.where(cycles == 0, 0.0, cycles / spare_s)
+            excess_j = problem.capacitance * cycles * slowest_hz**2 - spare_j
             slope_j = (
-                problem.capacitance * cycles**2 / spare_s**2 * (3 * work.cycles_per_rank)
-                + 2 * problem.capacitance * cycles * (cycles / spare_s) ** 2 * airtime_slope_s / spare_s
+                problem.capacitance * slowest_hz**2 * (3 * work.cycles.per_rank)
+                + 2 * problem.capacitance * slowest_hz**3 * airtime_slope_s
                 + problem.uplink_power_w * uplink_slope_s
-                + problem.joules_per_cycle * work.cycles_per_rank
+                + problem.joules_per_cycle * work.cycles.per_rank
             )
             lower = np.maximum(rank - excess_j / slope_j, 1.0)
             falls = (rank > 1) & (excess_j > 0) & (rank - lower > 1e-9 * rank)

@@ -16,7 +16,7 @@ from splitrank.planning.problem import (
     feasible,
     frequency_range_hz,
     latency_s,
-    settle,
+    round_to_feasible,
 )
 
 
@@ -45,27 +45,28 @@ def random_frequency(problem: Problem, frequency_hz: FloatArray) -> IntArray:
         time_slope_s = latency_s(problem, 1, frequency_hz) - time_at_0_s
         energy_slope_j = energy_j(problem, 1, frequency_hz) - energy_at_0_j
         bound = np.minimum(
-            (problem.deadline_s - time_at_0_s) / time_slope_s, (problem.energy_j - energy_at_0_j) / energy_slope_j
+            (problem.deadline_s - time_at_0_s) / time_slope_s,
+            (problem.energy_budget_j - energy_at_0_j) / energy_slope_j,
         )
-    return settle(bound, problem.rank_cap, fits)
+    return round_to_feasible(bound, problem.rank_cap, fits)
 
 
 def draw_frequency_hz(
-    problem: Problem, seed: int, round: int, random_range: Literal["feasible", "full"] = "feasible", rank: int = 1
+    problem: Problem, seed: int, round: int, random_range: Literal["feasible", "full"] = "feasible"
 ) -> FloatArray:
     """Draw every client's frequency for one round.
 
-    f_i ~ Unif[f_lat(r), min(f_max, f_en(r))] with r = 1, or Unif(0, f_max]
+    f_i ~ Unif[f_lat(r), min(f_max, f_en(r))] with r the rank floor, or Unif(0, f_max]
 
-    The paper does not give its distribution. On the range feasible at rank 1, or at a fixed rank, the baseline is never
-    infeasible where the planner is not; on the full range it may be.
+    The paper does not give its distribution. On the range feasible at the smallest rank allowed, 1 or the fixed one,
+    the baseline is never infeasible where the planner is not; on the full range it may be. A range that starts at 0 is
+    open there.
 
     Args:
         problem: the round.
         seed: the run's seed.
         round: round number, >= 1.
         random_range: ``"feasible"`` or ``"full"``.
-        rank: r, the fixed rank where there is one, >= 1.
 
     Returns:
         f [Hz], shape (I,); on the feasible range NaN where the rank fits at no frequency.
@@ -73,8 +74,11 @@ def draw_frequency_hz(
     uniform = streams.uniform_per_client(seed, "random-frequency", round, problem.num_clients)
     if random_range == "full":
         return problem.max_frequency_hz * (1.0 - uniform)
-    low_hz, high_hz = frequency_range_hz(problem, rank)
-    fits = feasible(problem, rank)
+    low_hz, high_hz = frequency_range_hz(problem, problem.rank_floor)
+    fits = feasible(problem, problem.rank_floor)
     # Clients that have no range must not bring infinities into the arithmetic.
     low_hz = np.where(fits, low_hz, 0.0)
-    return np.where(fits, np.minimum(low_hz + uniform * (high_hz - low_hz), high_hz), np.nan)
+    drawn_hz = np.where(
+        low_hz > 0, np.minimum(low_hz + uniform * (high_hz - low_hz), high_hz), high_hz * (1.0 - uniform)
+    )
+    return np.where(fits, drawn_hz, np.nan)

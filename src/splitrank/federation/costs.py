@@ -1,0 +1,123 @@
+"""What a round costs each client, by ``workload.model``, and what preparing the frozen trunk costs once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitrank import placement
+from splitrank.config import Config
+from splitrank.errors import ConfigError
+from splitrank.federation.per_client import per_client
+from splitrank.federation.sizes import payload, trained_part
+from splitrank.federation.texts import ClientTexts
+from splitrank.planning.costs.table import COSTS
+from splitrank.planning.flops import EncoderShape
+from splitrank.planning.workload import (
+    Affine,
+    TrainingAmount,
+    Workload,
+    flops_workload,
+    measured_workload,
+    paper_workload,
+    trunk_cycles,
+)
+from splitrank.traits import RuleTraits
+
+FloatArray = NDArray[np.float64]
+
+
+def round_workload(
+    config: Config, shape: EncoderShape, texts: ClientTexts, turn: int = 0, rule: RuleTraits | None = None
+) -> Workload:
+    """Return what a round costs each client as a function of the rank, by ``workload.model``.
+
+    ``"paper"`` counts as equations (2) and (5) do, the other two replace them.
+
+    Args:
+        turn: aggregated rounds so far, >= 0.
+        rule: an aggregation rule of one's own; None for the one that the settings name.
+
+    Raises:
+        ConfigError: ``"measured"`` with nothing measured.
+    """
+    client, epochs = config.client, config.federation.local_epochs
+    sent, part = payload(config, shape, turn, rule), trained_part(config, shape, turn, rule)
+    if config.workload.model == "paper":
+        return paper_workload(part.sizes(), len(part.layers), texts.samples, epochs, sent)
+    if config.workload.model == "flops":
+        flops_per_cycle = per_client(client.flops_per_cycle, "client.flops_per_cycle", config)
+        every_round = None
+        if config.workload.trunk == "every-round":
+            every_round = _trunk_cycles(part.cut_layer, shape, texts, flops_per_cycle)
+        return flops_workload(
+            COSTS[config.adapter.method].flops(part),
+            TrainingAmount(texts.samples, texts.token_sum, texts.token_square_sum, epochs, config.train.batch_size),
+            sent,
+            flops_per_cycle=flops_per_cycle,
+            trunk_cycles_every_round=every_round,
+        )
+    if client.seconds_per_sample is None or client.seconds_per_sample_per_rank is None:
+        raise ConfigError(
+            [
+                'client.seconds_per_sample must be given when workload.model = "measured" and there are no machines to '
+                "measure, got nothing; name it with client.seconds_per_sample_per_rank and "
+                "client.reference_frequency_hz, or run through Flower"
+            ]
+        )
+    assert client.reference_frequency_hz is not None
+    return measured_workload(
+        per_client(client.seconds_per_sample, "client.seconds_per_sample", config),
+        per_client(client.seconds_per_sample_per_rank, "client.seconds_per_sample_per_rank", config),
+        per_client(client.reference_frequency_hz, "client.reference_frequency_hz", config),
+        texts.samples,
+        epochs,
+        sent,
+    )
+
+
+def with_merged_parts(workload: Workload, numbers: int, bits_per_number: float) -> Workload:
+    """Add to the way down what merged parts have; it is known before the round, so P1 stays one problem per client."""
+    if not numbers:
+        return workload
+    downlink = workload.downlink_bits
+    return replace(workload, downlink_bits=Affine(downlink.constant + numbers * bits_per_number, downlink.per_rank))
+
+
+def _trunk_cycles(cut_layer: int, shape: EncoderShape, texts: ClientTexts, flops_per_cycle: FloatArray) -> FloatArray:
+    return trunk_cycles(shape, cut_layer, texts.token_sum, texts.token_square_sum, flops_per_cycle)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the one-off pass through the frozen trunk costs each client at full speed, outside the round budgets."""
+
+    seconds: FloatArray
+    joules: FloatArray
+
+
+def preparation(config: Config, shape: EncoderShape, texts: ClientTexts) -> Preparation | None:
+    """Time cycles/f_max and energy Ω·cycles·f_max² of the trunk, where the workload leaves it out of the rounds."""
+    if config.workload.model != "flops" or config.workload.trunk != "prepared":
+        return None
+    cut_layer = placement.layer_indices(config.model.trained_layers, shape.num_layers)[0]
+    flops_per_cycle = per_client(config.client.flops_per_cycle, "client.flops_per_cycle", config)
+    cycles = _trunk_cycles(cut_layer, shape, texts, flops_per_cycle)
+    max_frequency_hz = per_client(config.client.max_frequency_hz, "client.max_frequency_hz", config)
+    capacitance = per_client(config.client.capacitance, "client.capacitance", config)
+    return Preparation(cycles / max_frequency_hz, capacitance * cycles * max_frequency_hz**2)
+
+
+def preparation_records(config: Config, shape: EncoderShape, texts: ClientTexts) -> list[dict[str, Any]]:
+    """Return what round 0's line says of the clients: their texts, and what their pass through the trunk costs."""
+    cost = preparation(config, shape, texts)
+    records: list[dict[str, Any]] = [
+        {"client": client, "samples": int(samples)} for client, samples in enumerate(texts.samples)
+    ]
+    if cost is not None:
+        for record, seconds, joules in zip(records, cost.seconds, cost.joules, strict=True):
+            record.update(preparation_s=float(seconds), preparation_j=float(joules))
+    return records

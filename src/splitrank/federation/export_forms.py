@@ -1,0 +1,27 @@
+"""The forms that a run's result can have, known before any work is done. Loads no torch."""
+
+from __future__ import annotations
+
+from splitrank.config import Config
+from splitrank.traits import METHOD_TRAITS
+
+EXPORTS = {"peft": "adapter", "model": "model"}
+"""Form of an export → the folder of a run that holds it."""
+
+
+def export_folder(config: Config) -> str:
+    """Return which folder of a run will hold its result: ``adapter`` in PEFT's format, or a whole ``model``."""
+    return EXPORTS[METHOD_TRAITS[config.adapter.method].export]
+
+
+def export_text(config: Config) -> str:
+    """Return what a run's result is, and where."""
+    folder = export_folder(config)
+    what = "an adapter in PEFT's format" if folder == "adapter" else "a whole transformers model"
+    each = " for each client" if config.model.head == "local" else ""
+    return f"{what}{each}, in {folder}/"
+
+
+def export_sentence(config: Config) -> str:
+    """Return what a run says of its result before it starts."""
+    return f"The result will be {export_text(config)}."

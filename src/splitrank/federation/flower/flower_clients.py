@@ -1,0 +1,277 @@
+"""Clients that are Flower nodes, each standing for one client: their rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import MessageType
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from splitrank.config import Config, plain_values
+from splitrank.errors import RunError
+from splitrank.federation import wire
+from splitrank.federation.clients import Missed
+from splitrank.federation.costs import round_workload
+from splitrank.federation.flower.checks import checked_update
+from splitrank.federation.flower.measurements import is_amount, latency_margin, measured, observe, wall_of
+from splitrank.federation.flower.membership import Membership, request_maker
+from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count
+from splitrank.federation.flower.personal import personal_order
+from splitrank.federation.flower.post import Post, Reply
+from splitrank.federation.in_process import held_out_shares
+from splitrank.federation.model import Model, load_model
+from splitrank.federation.problems import measured_problem, plan_round, round_problem
+from splitrank.federation.sizes import BITS_PER_FLOAT32
+from splitrank.federation.state import State
+from splitrank.federation.texts import ClientTexts
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.aggregation.rule import Rule, Starts
+from splitrank.learning.aggregation.rules import RULES
+from splitrank.learning.client import Evaluation, Update
+from splitrank.learning.data import TextData
+from splitrank.learning.trunk import TrunkOutputs
+from splitrank.planning.plan import Plan, make_plan
+from splitrank.planning.problem import Problem
+from splitrank.progress import say
+
+
+@dataclass(frozen=True, eq=False)
+class FlowerClients:
+    """The nodes of a Flower run. Implements :class:`clients.Clients`.
+
+    Attributes:
+        model: evaluates on the server; the clients have their own.
+        rule: how their work is aggregated.
+        data: the server's texts, of which it uses the test texts.
+        membership: who is there.
+        run_id: name of the run.
+    """
+
+    model: Model
+    rule: Rule
+    data: TextData
+    test_outputs: TrunkOutputs
+    test_rows: Sequence[NDArray[np.int64]]
+    membership: Membership
+    run_id: str
+
+    @property
+    def config(self) -> Config:
+        """The settings, with nothing left to the machine or the data."""
+        return self.model.config
+
+    @property
+    def post(self) -> Post:
+        """The way to the nodes."""
+        return self.membership.post
+
+    @property
+    def texts(self) -> ClientTexts:
+        """Amounts of text of each client, 0 for one that has never joined."""
+        return self.membership.texts
+
+    @property
+    def num_samples(self) -> list[int]:
+        """Training texts of each client, 0 for one that has never joined."""
+        return [int(samples) for samples in self.texts.samples]
+
+    @property
+    def trunk_computed(self) -> dict[str, bool]:
+        """Whether the trunk's output had to be computed on the server."""
+        return {"test": self.test_outputs.built}
+
+    def close(self) -> None:
+        """Let go of the cached trunk output."""
+        self.test_outputs.close()
+
+    def initial_state(self) -> State:
+        """Return the state of round 0; what is personal starts, and stays, on the clients."""
+        return replace(self.model.initial_state(), local={})
+
+    def problem(self, state: State) -> Problem:
+        """Return the next round's links, machines and budgets; who is not there has an uplink of rate 0."""
+        membership, config, shape = self.membership, self.config, self.model.shape
+        membership.gather()
+        counted = ClientTexts(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
+        if membership.measures:
+            problem = measured_problem(config, shape, counted, measured(self.membership), state.turn)
+        else:
+            workload = round_workload(config, shape, counted, state.turn, self.rule.traits)
+            problem = round_problem(config, shape, workload, state.round + 1, sit_out=True)
+        is_here = np.isin(np.arange(problem.num_clients), list(membership.present))
+        return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
+
+    def plan(self, problem: Problem, state: State) -> Plan:
+        """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
+        if not self.membership.asks_for_ranks:
+            return plan_round(self.config, problem, state.round + 1, sit_out=True)
+        planner = self.config.planner
+        return make_plan(
+            problem,
+            method="exact",
+            frequency_policy=planner.frequency_policy,
+            rank_policy=planner.rank_policy,
+            sit_out=True,
+            told_max_rank=ask_for_ranks(self.membership, problem, state),
+        )
+
+    def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | Missed]:
+        """Send every participant its start, and gather what passes the checks until the round's time is over."""
+        wait_s = self.config.federation.timeout_s
+        if self.membership.measures and math.isfinite(self.config.budget.latency_s):
+            wait_s = self.config.budget.latency_s + self.config.federation.grace_s
+        requests = []
+        for client, start in starts.of.items():
+            sent = wire.downlink(start, self.rule)
+            header = self._order(plan, client, state, wait_s) | wire.header(sent, state.turn)
+            requests.append((self.membership.present[client].node, (header, wire.flat(sent).numpy())))
+        replies = self.post.exchange(requests, MessageType.TRAIN, group=str(state.round + 1), wait_s=wait_s)
+        results: dict[int, Update | Missed] = {}
+        for (client, start), (_, (_, floats)), reply in zip(starts.of.items(), requests, replies, strict=True):
+            results[client] = self._checked(client, reply, start, state)
+            observe(self.membership, client, reply, results[client], state.round + 1, len(floats) * BITS_PER_FLOAT32)
+        return results
+
+    def _order(self, plan: Plan, client: int, state: State, wait_s: float) -> Header:
+        """Return the request for an update; a client that plans for itself finds its own frequency from its link."""
+        measures = self.membership.measures
+        order: dict[str, Any] = {"round": state.round + 1, "rank": int(plan.rank[client]), "measure": measures}
+        order.update(link=None, frequency_hz=None, planned_s=None, stop_after_s=wait_s)
+        order |= personal_order(state, client)
+        if measures:
+            link = self.membership.present[client].link
+            assert link is not None
+            order["stop_after_s"] = wait_s - float(plan.uplink_s[client])
+            if self.membership.asks_for_ranks:
+                known = {name: getattr(link, name) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
+                order["link"] = {**known, "latency_margin": latency_margin(self.membership)}
+            else:
+                order.update(frequency_hz=float(plan.frequency_hz[client]), planned_s=float(plan.compute_s[client]))
+        return self.membership.request("train", client, **order)
+
+    def evaluate(self, state: State) -> Evaluation:
+        """Evaluate the state on the server's test texts, or where something is personal on the clients' own."""
+        if self.config.model.head != "local":
+            return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state)
+        return evaluate_on_clients(self.membership, self.rule, state)
+
+    def _checked(self, client: int, reply: Reply, start: Adapter, state: State) -> Update | Missed:
+        """Return the update, or why there is none, with what the round really took."""
+        node = self.membership.present[client]
+        checked = checked_update(
+            reply,
+            start,
+            self.rule,
+            client=client,
+            round=state.round + 1,
+            turn=state.turn,
+            num_samples=node.amounts[0],
+            training=self.model.local_training,
+            has_personal=self.config.model.head == "local",
+        )
+        if isinstance(checked, Missed):
+            say(f"Round {state.round + 1}, client {client}: {checked.reason}")
+        return replace(checked, wall={**checked.wall, **wall_of(reply, node.machine)})
+
+
+def ask_for_ranks(membership: Membership, problem: Problem, state: State) -> NDArray[np.int64]:
+    """Ask every client for the largest rank of its own problem; 0 for one that is not there or tells none.
+
+    A client is told what it needs for that: the server's estimate of its link, and the round's latency margin.
+    """
+    round, clients = state.round + 1, sorted(membership.present)
+    requests = []
+    for client in clients:
+        link = {name: float(getattr(problem, name)[client]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
+        link["latency_margin"] = problem.latency_margin
+        header = membership.request(
+            "max-rank", client, round=round, turn=state.turn, measure=membership.measures, link=link
+        )
+        requests.append((membership.present[client].node, (header, NO_FLOATS)))
+    wait_s = membership.config.federation.timeout_s
+    replies = membership.post.exchange(requests, MessageType.QUERY, group=f"{round} ranks", wait_s=wait_s)
+    max_rank = np.zeros(problem.num_clients, dtype=np.int64)
+    for client, reply in zip(clients, replies, strict=True):
+        told = reply.header.get("max_rank")
+        if is_count(told) and told <= problem.rank_cap[client]:
+            max_rank[client] = told
+        else:
+            say(f"Round {round}, client {client}: no rank: {reply.failure or told}")
+    return max_rank
+
+
+def evaluate_on_clients(membership: Membership, rule: Rule, state: State) -> Evaluation:
+    """Let every client that is there evaluate the shared adapter with its personal part on its own test texts.
+
+    Accuracy and loss are means over all texts of all clients; they tell hits, a sum of losses and a count, so there is
+    no F1. What nobody tells is not a number, and null in the record.
+
+    Raises:
+        RunError: before the first round, where all that answered have no test text.
+    """
+    clients = sorted(membership.present)
+    sent = wire.downlink(state.adapter, rule)
+    floats = wire.flat(sent).numpy()
+    requests = []
+    for client in clients:
+        header = membership.request(
+            "evaluate", client, round=state.round, rank=state.adapter.rank, **personal_order(state, client)
+        )
+        requests.append((membership.present[client].node, (header | wire.header(sent, state.turn), floats)))
+    wait_s = membership.config.federation.timeout_s
+    replies = membership.post.exchange(requests, MessageType.QUERY, group=f"{state.round} evaluate", wait_s=wait_s)
+    told, num_evaluated = [], 0
+    for client, reply in zip(clients, replies, strict=True):
+        hits, loss_sum, count = (reply.header.get(name) for name in ("hits", "loss_sum", "count"))
+        most = membership.present[client].test_samples
+        if is_count(hits) and is_count(count) and hits <= count <= most and is_amount(loss_sum):
+            num_evaluated += 1
+            told += [(hits, loss_sum, count)] if count else []
+        else:
+            say(f"Round {state.round}, client {client}: not evaluated: {reply.failure or reply.header}"[:1000])
+    if num_evaluated and not told and state.round == 0:
+        raise RunError(
+            "At least one client must have test texts where something is personal, got none; "
+            "give it a folder with test.*, or client.test_share"
+        )
+    if not told:
+        return Evaluation(math.nan, math.nan, math.nan, math.nan)
+    total = sum(count for _, _, count in told)
+    return Evaluation(
+        accuracy=sum(hits for hits, _, _ in told) / total,
+        loss=math.fsum(loss_sum for _, loss_sum, _ in told) / total,
+        macro_f1=math.nan,
+        worst_client_accuracy=min(hits / count for hits, _, count in told),
+    )
+
+
+def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_id: str) -> FlowerClients:
+    """Load the server's model and wait until all clients, or after a while enough of them, have joined.
+
+    Args:
+        grid: Flower's.
+        config: the settings.
+        data: the server's texts.
+        tell_data: whether the clients are told where the texts are, to take their shares of them.
+        run_id: name of the run, by which clients find what is personal after a restart.
+
+    Raises:
+        InputError, ConfigError: settings that the model or the texts cannot meet.
+        RunError: too few clients joined in time.
+    """
+    model = load_model(config, data.label_names)
+    test_outputs = model.prepare(model.tokenize(data.test_texts), "test texts")
+    settings = plain_values(model.config)
+    if not tell_data:
+        settings.pop("data")
+    request = request_maker(settings, data.label_names, model.encoder.trunk_digest, run_id)
+    membership = Membership(Post(grid), model.config, request)
+    rule = RULES[config.federation.aggregation]
+    clients = FlowerClients(model, rule, data, test_outputs, held_out_shares(model.config, data), membership, run_id)
+    membership.gather_all()
+    return clients

@@ -1,0 +1,169 @@
+"""What a worker needs of a run, loaded once for one set of settings: model, texts and the trunk's cached output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitrank.config import Config, config_from, flatten
+from splitrank.errors import InputError
+from splitrank.federation.data import load_data
+from splitrank.federation.flower.machine import MachineEstimate, measured_machine
+from splitrank.federation.flower.own_settings import OwnSettings
+from splitrank.federation.flower.payload import Header
+from splitrank.federation.in_process import held_out_shares
+from splitrank.federation.model import Model, load_model
+from splitrank.federation.state import State
+from splitrank.federation.texts import ClientTexts, amounts_of_text
+from splitrank.learning.aggregation.rule import Rule
+from splitrank.learning.aggregation.rules import RULES
+from splitrank.learning.data import has_split, load_split
+from splitrank.learning.partition import partition_iid
+from splitrank.learning.stratified import hold_out
+from splitrank.learning.text_rules import Split
+from splitrank.learning.trunk import TrunkOutputs
+from splitrank.progress import say
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Texts of each client that a worker may stand for.
+
+    Attributes:
+        outputs: the trunk's output of all of them.
+        labels: their classes.
+        rows: client → its rows; all rows where they are its own.
+    """
+
+    outputs: TrunkOutputs
+    labels: NDArray[np.int64]
+    rows: Mapping[int, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a run needs of a worker, for one set of settings.
+
+    Attributes:
+        settings, labels: those that it was loaded for.
+        model, rule: of the run.
+        training: texts to train on.
+        test: texts to evaluate on where something is personal; None elsewhere.
+        initial: the state of round 0, whose personal parts a client starts from.
+        machines: client → what was measured of its machine.
+    """
+
+    settings: Header
+    labels: list[str]
+    model: Model
+    rule: Rule
+    training: Share
+    test: Share | None
+    initial: State
+    machines: dict[int, MachineEstimate] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Let go of the cached trunk output."""
+        self.training.outputs.close()
+        if self.test is not None:
+            self.test.outputs.close()
+
+    def amounts(self, client: int) -> ClientTexts:
+        """Return the amounts of text of one client."""
+        return amounts_of_text([self.training.outputs.lengths[self.training.rows[client]]])
+
+    def estimate(self, client: int) -> MachineEstimate:
+        """Return what this machine is, measured when it joins and kept running by the rounds."""
+        if client not in self.machines:
+            say("Measuring this machine.")
+            share = self.training
+            measured = measured_machine(self.model, self.rule, share.outputs, share.rows[client], share.labels, client)
+            self.machines[client] = MachineEstimate(measured)
+            say(f"{measured}")
+        return self.machines[client]
+
+
+def prepare(own: OwnSettings | None, settings: Header, labels: list[str], trunk_sha256: str) -> Prepared:
+    """Load the model, and only if it is the server's the texts.
+
+    Args:
+        own: the client's own file; None where the settings say which texts are whose, as in a simulation.
+        settings, labels, trunk_sha256: of the request.
+
+    Raises:
+        InputError, ConfigError: settings, texts or weights that do not go together; no message holds a text.
+    """
+    if own is None:
+        config = config_from(flatten(settings))
+        model = _same_model(config, labels, trunk_sha256)
+        training, test = _shards(config, model, labels)
+    else:
+        # Which file and which columns is the client's to say alone: a server that could name them could read them.
+        asked = {key: value for key, value in flatten(settings).items() if not key.startswith("data.")}
+        config = config_from(asked, own.layer)
+        if own.client >= config.federation.num_clients:
+            raise InputError(
+                f"client must be below the server's federation.num_clients = {config.federation.num_clients}, "
+                f"got {own.client}"
+            )
+        model = _same_model(config, labels, trunk_sha256)
+        try:
+            training, test = _own_texts(config, model, labels, own.client)
+        except InputError as error:
+            say(f"{error}")  # here alone: such a sentence may quote a text
+            raise InputError("its texts cannot be used; the client's own log tells why") from None
+    rule = RULES[config.federation.aggregation]
+    return Prepared(settings, labels, model, rule, training, test, model.initial_state())
+
+
+def _same_model(config: Config, labels: list[str], trunk_sha256: str) -> Model:
+    """Load the model of a request's settings, if its frozen weights are the server's."""
+    model = load_model(config, labels)
+    found = model.encoder.trunk_digest
+    if trunk_sha256 != found:
+        raise InputError(
+            f"the frozen weights must be those of the server ({trunk_sha256[:12]}), got {found[:12]} for "
+            f"{config.model.name}; give every machine the same model"
+        )
+    return model
+
+
+def _shards(config: Config, model: Model, labels: list[str]) -> tuple[Share, Share | None]:
+    """Return each client's share of the settings' texts, as a run in one process shares them out."""
+    data = load_data(config)
+    if data.label_names != labels:
+        raise InputError(f"the classes must be those of the server ({labels}), got {data.label_names}")
+    shares = partition_iid(data.train_labels, config.federation.num_clients, config.run.seed)
+    outputs = model.prepare(model.tokenize(data.train_texts), "training texts")
+    training = Share(outputs, data.train_labels, dict(enumerate(shares)))
+    if config.model.head != "local":
+        return training, None
+    tests = dict(enumerate(held_out_shares(config, data)))
+    nothing = np.zeros(0, dtype=np.int64)
+    rows = {client: tests.get(client, nothing) for client in training.rows}
+    return training, Share(model.prepare(model.tokenize(data.test_texts), "test texts"), data.test_labels, rows)
+
+
+def _own_texts(config: Config, model: Model, labels: list[str], client: int) -> tuple[Share, Share | None]:
+    """Return a client's own texts; where something is personal its own test texts, or a share held out for testing."""
+    table = config.data
+    assert table.path is not None
+    text = list(table.text) if table.text else None
+    split, _ = load_split(table.path, "train", text=text, label=table.label, classes=labels)
+    if config.model.head != "local":
+        return _whole(model, split, client, "training texts"), None
+    if has_split(table.path, "test"):
+        test, _ = load_split(table.path, "test", text=text, label=table.label, classes=labels)
+    else:
+        held_out = hold_out(split.labels, config.client.test_share, config.run.seed, str(table.path))
+        test = split.select(held_out)
+        split = split.select(np.setdiff1d(np.arange(len(split.texts)), held_out))
+    return _whole(model, split, client, "training texts"), _whole(model, test, client, "test texts")
+
+
+def _whole(model: Model, split: Split, client: int, what: str) -> Share:
+    outputs = model.prepare(model.tokenize(split.texts), what)
+    return Share(outputs, split.labels, {client: np.arange(len(split.texts))})

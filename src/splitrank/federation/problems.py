@@ -1,0 +1,165 @@
+"""From settings to the planner's problem P1, simulated or measured, and to its plan.
+
+This module loads neither torch nor transformers: `splitrank plan` lives on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitrank.config import Config
+from splitrank.errors import ConfigError
+from splitrank.federation.costs import round_workload
+from splitrank.federation.per_client import per_client
+from splitrank.federation.radio import gains, noise_w, sub_bands_hz
+from splitrank.federation.sizes import encoder_shape, fixed_rank, payload, rank_cap
+from splitrank.federation.texts import ClientTexts, planned_texts
+from splitrank.planning import link
+from splitrank.planning.flops import EncoderShape
+from splitrank.planning.plan import Plan, make_plan
+from splitrank.planning.problem import FloatArray, IntArray, Problem, feasible
+from splitrank.planning.solvers.random_frequency import draw_frequency_hz
+from splitrank.planning.workload import Workload, measured_workload
+
+# Settings at the ends of what a float can hold overflow; infinity then means infeasible, or is refused by name.
+_EXTREMES_ARE_INFEASIBLE = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+def _problem(**quantities: Any) -> Problem:
+    try:
+        return Problem(**quantities)
+    except ValueError as error:
+        raise ConfigError(
+            [f"The settings must give rates, cycles and bits within reach of a computer: {error}"]
+        ) from None
+
+
+def _ranks(config: Config, shape: EncoderShape) -> dict[str, IntArray]:
+    """Return the ranks between which the planner chooses; floor and ceiling are the fixed rank where there is one."""
+    num_clients, cap, fixed = config.federation.num_clients, rank_cap(config, shape), fixed_rank(config)
+    ranks = {"rank_cap": cap} if fixed is None else {"rank_cap": cap, "rank_floor": fixed, "rank_ceiling": fixed}
+    return {name: np.full(num_clients, rank, dtype=np.int64) for name, rank in ranks.items()}
+
+
+@_EXTREMES_ARE_INFEASIBLE
+def round_problem(config: Config, shape: EncoderShape, workload: Workload, round: int, *, sit_out: bool) -> Problem:
+    """Draw the round's channels and state P1 for them: every client's rates, budgets and limits.
+
+    Args:
+        sit_out: whether clients may sit the round out. A broadcast then runs at the rate of the slowest client that
+            could take part at its own rate; one that could not even so holds nobody up.
+    """
+    radio, client, budget = config.radio, config.client, config.budget
+    bandwidth_hz = sub_bands_hz(config)
+    uplink_noise_w, downlink_noise_w = noise_w(config, bandwidth_hz)
+    uplink_gain, downlink_gain = gains(config, round)
+    uplink_power_w = per_client(radio.uplink_power_w, "radio.uplink_power_w", config)
+    downlink_power_w = per_client(radio.downlink_power_w, "radio.downlink_power_w", config)
+    downlink_bps = link.full_band_bps if radio.downlink == "broadcast" else link.shannon_bps
+    problem = _problem(
+        workload=workload,
+        uplink_bps=link.shannon_bps(bandwidth_hz, uplink_gain, uplink_power_w, uplink_noise_w),
+        downlink_bps=downlink_bps(bandwidth_hz, downlink_gain, downlink_power_w, downlink_noise_w),
+        uplink_power_w=uplink_power_w,
+        capacitance=per_client(client.capacitance, "client.capacitance", config),
+        max_frequency_hz=per_client(client.max_frequency_hz, "client.max_frequency_hz", config),
+        circuit_energy_j=per_client(client.circuit_energy_j, "client.circuit_energy_j", config),
+        energy_budget_j=per_client(budget.energy_j, "budget.energy_j", config),
+        **_ranks(config, shape),
+        latency_budget_s=budget.latency_s,
+        latency_margin=config.planner.latency_margin,
+    )
+    if radio.downlink == "unicast":
+        return problem
+    heard = feasible(problem, problem.rank_floor)
+    if not sit_out or not heard.any():
+        heard = np.ones_like(heard)
+    slowest_bps = problem.downlink_bps[heard].min()
+    return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of machines and links, float64 arrays of shape (num_clients,).
+
+    Attributes:
+        seconds_per_sample, seconds_per_sample_per_rank: a and b [s] of :func:`workload.measured_workload`.
+        reference_frequency_hz: the clock they were measured at, taken for the fastest there is [Hz].
+        capacitance: Ω such that Ω·f³ is the power at that clock.
+        paced: whether the machine keeps that clock and rests instead of slowing down, so that its energy is Ω·C·f_max²
+            at any planned clock; bool.
+        uplink_bps, downlink_bps: rates of the links [bit/s], 0 for a client that is not there.
+        overhead_s: what a round's exchange takes that no rate explains [s].
+        latency_margin: share of T0 that covers how much the actual latency strays.
+    """
+
+    seconds_per_sample: FloatArray
+    seconds_per_sample_per_rank: FloatArray
+    reference_frequency_hz: FloatArray
+    capacitance: FloatArray
+    paced: NDArray[np.bool_]
+    uplink_bps: FloatArray
+    downlink_bps: FloatArray
+    overhead_s: FloatArray
+    latency_margin: float
+
+
+def measured_problem(
+    config: Config, shape: EncoderShape, texts: ClientTexts, measured: Measured, turn: int = 0
+) -> Problem:
+    """State P1 on measured numbers; powers, circuit energy and budgets are those of the settings."""
+    return _problem(
+        workload=measured_workload(
+            measured.seconds_per_sample,
+            measured.seconds_per_sample_per_rank,
+            measured.reference_frequency_hz,
+            texts.samples,
+            config.federation.local_epochs,
+            payload(config, shape, turn),
+        ),
+        uplink_bps=measured.uplink_bps,
+        downlink_bps=measured.downlink_bps,
+        uplink_power_w=per_client(config.radio.uplink_power_w, "radio.uplink_power_w", config),
+        capacitance=np.where(measured.paced, 0.0, measured.capacitance),
+        joules_per_cycle=np.where(measured.paced, measured.capacitance * measured.reference_frequency_hz**2, 0.0),
+        max_frequency_hz=measured.reference_frequency_hz,
+        circuit_energy_j=per_client(config.client.circuit_energy_j, "client.circuit_energy_j", config),
+        energy_budget_j=per_client(config.budget.energy_j, "budget.energy_j", config),
+        **_ranks(config, shape),
+        latency_budget_s=config.budget.latency_s,
+        latency_margin=config.planner.latency_margin or measured.latency_margin,
+        overhead_s=measured.overhead_s,
+    )
+
+
+def planned_problem(config: Config, round: int, *, sit_out: bool, turn: int = 0) -> Problem:
+    """State the round's problem without data or weights, for :func:`texts.planned_texts`."""
+    shape = encoder_shape(config)
+    workload = round_workload(config, shape, planned_texts(config), turn)
+    return round_problem(config, shape, workload, round, sit_out=sit_out)
+
+
+@_EXTREMES_ARE_INFEASIBLE
+def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -> Plan:
+    """Choose ranks and every client's frequency for a round, by ``planner.method`` and ``planner.rank_policy``.
+
+    Args:
+        sit_out: whether a client that can do no rank, or not the fixed one, sits out (a run) or makes the whole plan
+            infeasible (a plan for all).
+    """
+    planner = config.planner
+    frequency_hz = None
+    if planner.method == "random-frequency":
+        frequency_hz = draw_frequency_hz(problem, config.run.seed, round, planner.random_range)
+    return make_plan(
+        problem,
+        method=planner.method,
+        frequency_policy=planner.frequency_policy,
+        rank_policy=planner.rank_policy,
+        sit_out=sit_out,
+        frequency_hz=frequency_hz,
+    )

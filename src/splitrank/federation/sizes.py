@@ -1,0 +1,151 @@
+"""What an encoder's sizes and the settings make of an adapter: how large it may be, and how many numbers it has.
+
+The sizes come from the settings, from a table of common names, or from a model folder; no weights are read and torch
+is not loaded: `splitrank plan` lives on it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from splitrank import placement
+from splitrank.config import Config
+from splitrank.errors import ConfigError
+from splitrank.planning.costs.cost import Count, TrainedPart, total
+from splitrank.planning.costs.table import COSTS
+from splitrank.planning.flops import EncoderShape
+from splitrank.planning.workload import KNOWN_SHAPES, Payload, head_numbers
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, RuleTraits
+
+DEFAULT_NUM_LABELS = 4
+BITS_PER_FLOAT32 = 32.0
+
+
+def encoder_shape(config: Config) -> EncoderShape:
+    """Return the sizes of the encoder, from the settings or from the table of common names.
+
+    Raises:
+        ConfigError: sizes that are neither given nor known, or layers and ranks that do not fit them.
+    """
+    model = config.model
+    known = KNOWN_SHAPES.get(model.name) or _shape_in_folder(Path(model.name))
+    sizes = {}
+    problems = []
+    for key in ("num_layers", "hidden_size", "intermediate_size"):
+        value = getattr(model, key) or (getattr(known, key) if known else None)
+        if value is None:
+            problems.append(
+                f"model.{key} must be given for a model that is no folder and no well-known name, got {model.name!r}"
+            )
+        else:
+            sizes[key] = value
+    if problems:
+        raise ConfigError(problems)
+    # The count of operations depends on the heads by less than a thousandth; 64 numbers each are the common choice.
+    num_heads = known.num_heads if known else max(1, sizes["hidden_size"] // 64)
+    shape = EncoderShape(**sizes, num_heads=num_heads)
+    check_fits(config, shape)
+    return shape
+
+
+def check_if_known(config: Config) -> None:
+    """Check what depends on the encoder's sizes, if they can be known without loading it.
+
+    Raises:
+        ConfigError: trained layers or a fixed rank that the encoder does not have.
+    """
+    model = config.model
+    given = model.num_layers and model.hidden_size and model.intermediate_size
+    if given or model.name in KNOWN_SHAPES or _shape_in_folder(Path(model.name)):
+        encoder_shape(config)
+
+
+def _shape_in_folder(folder: Path) -> EncoderShape | None:
+    """Read sizes from a model folder's config.json, DistilBERT's names of them included."""
+    try:
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return EncoderShape(
+            num_layers=int(sizes.get("num_hidden_layers") or sizes["n_layers"]),
+            hidden_size=int(sizes.get("hidden_size") or sizes["dim"]),
+            intermediate_size=int(sizes.get("intermediate_size") or sizes["hidden_dim"]),
+            num_heads=int(sizes.get("num_attention_heads") or sizes["n_heads"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def check_fits(config: Config, shape: EncoderShape) -> None:
+    """Check the settings that depend on the encoder's sizes.
+
+    Raises:
+        ConfigError: trained layers or a fixed rank that the encoder does not have.
+    """
+    placement.layer_indices(config.model.trained_layers, shape.num_layers)
+    fixed, cap = fixed_rank(config), rank_cap(config, shape)
+    if fixed is not None and fixed > cap:
+        what = "the smaller side of the smallest target map"
+        raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
+
+
+def trained_part(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleTraits | None = None) -> TrainedPart:
+    """Return what is trained of an encoder in a turn, as the costs of the adapter method want to know it.
+
+    Args:
+        turn: aggregated rounds so far, >= 0; an aggregation rule may train other kinds in other turns.
+        rule: an aggregation rule of one's own; None for the one that the settings name.
+    """
+    adapter, rule = config.adapter, rule or RULE_TRAITS[config.federation.aggregation]
+    return TrainedPart(
+        shape=shape,
+        layers=placement.layer_indices(config.model.trained_layers, shape.num_layers),
+        linears=placement.target_maps(adapter.target_modules),
+        head=config.model.head,
+        num_labels=config.model.num_labels or DEFAULT_NUM_LABELS,
+        kinds=rule.trained(METHOD_TRAITS[adapter.method].kinds, turn),
+        has_dropout=adapter.dropout > 0,
+    )
+
+
+def fixed_rank(config: Config) -> int | None:
+    """Return ``adapter.rank`` where it is given and the adapter method has a rank, else None."""
+    return config.adapter.rank if METHOD_TRAITS[config.adapter.method].has_rank else None
+
+
+def rank_cap(config: Config, shape: EncoderShape) -> int:
+    """Return the largest rank that means anything for the adapter method, or ``planner.max_rank`` if it is planned.
+
+    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1.
+    """
+    largest = COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
+    return largest if config.adapter.rank is not None else min(largest, config.planner.max_rank)
+
+
+def adapter_numbers(config: Config, shape: EncoderShape, rule: RuleTraits | None = None) -> Count:
+    """Count the numbers of the whole adapter, of all kinds that are ever trained, without the head."""
+    counts = COSTS[config.adapter.method].numbers(trained_part(config, shape))
+    drawn = (rule or RULE_TRAITS[config.federation.aggregation]).drawn(counts)
+    return total(count for kind, count in counts.items() if kind not in drawn)
+
+
+def head_numbers_sent(config: Config, shape: EncoderShape) -> int:
+    """Count the head's parameters that are sent each round."""
+    return head_numbers(shape.hidden_size, config.model.num_labels or DEFAULT_NUM_LABELS, config.model.head)
+
+
+def payload(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleTraits | None = None) -> Payload:
+    """Return the numbers that go up and down in a turn, head included where it is sent.
+
+    Up goes what is trained in this turn; down goes all but the kinds that everybody draws from the seed. With
+    ``workload.model = "paper"`` a number has ``workload.bits_per_parameter`` bits, and the head counts only on demand.
+    """
+    part = trained_part(config, shape, turn, rule)
+    counts = COSTS[config.adapter.method].numbers(part)
+    is_paper = config.workload.model == "paper"
+    counts_head = not is_paper or config.workload.count_head
+    head = Count(head_numbers_sent(config, shape)) if counts_head else Count()
+    return Payload(
+        uplink=total(count for kind, count in counts.items() if kind in part.kinds) + head,
+        downlink=adapter_numbers(config, shape, rule) + head,
+        bits_per_number=config.workload.bits_per_parameter if is_paper else BITS_PER_FLOAT32,
+    )

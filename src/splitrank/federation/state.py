@@ -1,0 +1,33 @@
+"""What one round hands to the next: all of it is in the checkpoint, so that every method resumes to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from splitrank.learning.adapters.adapter import Adapter
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that one round hands to the next.
+
+    Attributes:
+        round: last finished round, 0 before training.
+        turn: rounds aggregated so far; 0 while nothing was learnt. Rules that alternate go by it.
+        adapter: the global adapter, with the head where it is shared.
+        local: client → its own tensors, trained but not shared, by name (``model.head = "local"``).
+        memory: what the rule keeps, by name.
+        ledger: what the planner keeps, by name: float64 arrays.
+    """
+
+    round: int
+    turn: int
+    adapter: Adapter
+    local: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    ledger: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

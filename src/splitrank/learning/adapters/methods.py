@@ -1,0 +1,20 @@
+"""The table of adapter methods: what the settings call each, and the class of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from splitrank.learning.adapters.dora import Dora
+from splitrank.learning.adapters.full import Full
+from splitrank.learning.adapters.lora import Lora
+from splitrank.learning.adapters.method import Method
+
+METHODS: dict[str, type[Lora] | type[Dora] | type[Full]] = {"lora": Lora, "dora": Dora, "full": Full}
+
+
+def make_method(name: str, values: Mapping[str, Any]) -> Method:
+    """Make a method of those of the values that it has a field for."""
+    kind = METHODS[name]
+    return kind(**{field.name: values[field.name] for field in fields(kind)})

@@ -1,0 +1,76 @@
+"""LoRA layers as PEFT makes them: attached to chosen linears of chosen layers, found again, brought to a rank."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from splitrank.learning.encoder import Encoder
+from splitrank.traits import TRAINED_ADAPTER
+
+
+def attach_lora(
+    encoder: Encoder, linears: tuple[str, ...], *, scaling: float, dropout: float, **variant: Any
+) -> PeftModel:
+    """Let PEFT put rank-1 LoRA with zero effect on linears of the trained layers, and wrap the head.
+
+    The encoder's model is changed in place, so its forward pass runs through the adapters from then on. The whole head
+    goes into PEFT's ``modules_to_save`` whatever the head policy is: it starts from random weights, so an exported
+    adapter without it could not predict.
+
+    Args:
+        encoder: a freshly loaded encoder.
+        linears, scaling, dropout: as in :class:`Lora`.
+        variant: further arguments of PEFT's ``LoraConfig``.
+    """
+    family = encoder.family
+    layers = "|".join(str(layer) for layer in encoder.trained_layers)
+    names = "|".join(re.escape(family.maps[name]) for name in linears)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=1,
+        lora_alpha=scaling,  # type: ignore[arg-type]  # PEFT divides by r, it need not be whole
+        lora_dropout=dropout,
+        target_modules=rf"{re.escape(family.layers)}\.({layers})\.({names})",
+        modules_to_save=list(family.head_modules),
+        base_model_name_or_path=encoder.location,
+        **variant,
+    )
+    # PEFT's initial draws are replaced by named streams; its use of an old name in Transformers is its own.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return get_peft_model(encoder.model, config)
+
+
+# Looking through all modules takes longer than exchanging an adapter.
+_known_layers: WeakKeyDictionary[nn.Module, dict[str, LoraLayer]] = WeakKeyDictionary()
+
+
+def lora_layers(encoder: Encoder) -> dict[str, LoraLayer]:
+    """Return PEFT's layers by path, in the order of the model."""
+    if encoder.model not in _known_layers:
+        modules = encoder.model.named_modules()
+        _known_layers[encoder.model] = {path: layer for path, layer in modules if isinstance(layer, LoraLayer)}
+    return _known_layers[encoder.model]
+
+
+def factor_parameters(encoder: Encoder, rank: int, scaling: float) -> dict[str, nn.Parameter]:
+    """Bring PEFT's layers to a rank and scaling; return A and B of each, layer by layer."""
+    found: dict[str, nn.Parameter] = {}
+    for path, layer in lora_layers(encoder).items():
+        lora_A, lora_B = (cast(nn.Linear, part[TRAINED_ADAPTER]) for part in (layer.lora_A, layer.lora_B))
+        if lora_A.weight.shape[0] != rank:
+            lora_A.weight = nn.Parameter(lora_A.weight.new_zeros(rank, lora_A.in_features))
+            lora_B.weight = nn.Parameter(lora_B.weight.new_zeros(lora_B.out_features, rank))
+            lora_A.out_features = lora_B.in_features = rank
+        layer.r[TRAINED_ADAPTER], layer.lora_alpha[TRAINED_ADAPTER] = rank, scaling * rank
+        layer.scaling[TRAINED_ADAPTER] = scaling
+        found[f"lora_A/{path}"] = cast(nn.Parameter, lora_A.weight)
+        found[f"lora_B/{path}"] = cast(nn.Parameter, lora_B.weight)
+    return found

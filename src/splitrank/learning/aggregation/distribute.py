@@ -1,0 +1,47 @@
+"""What each client starts a round from: the global adapter, cut to the client's rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.factors import in_falling_order
+from splitrank.learning.adapters.method import Method
+from splitrank.learning.aggregation.rule import Rule, Starts
+
+
+def distribute(
+    adapter: Adapter,
+    ranks: Mapping[int, int],
+    method: Method,
+    rule: Rule,
+    *,
+    keeps_largest: bool,
+    seed: int,
+    round: int,
+) -> Starts:
+    """Resize the global adapter to the round's largest rank, and cut it for those who train at a smaller one.
+
+    With one rank for all, every client starts from the same adapter. Otherwise a client gets the first directions of
+    the whole, which ``"svd"`` has put into falling order, so that what it lacks is the whole's rest to the last bit.
+
+    Args:
+        adapter: the global adapter after the last round.
+        ranks: client → the rank that it trains at, at least 1; at least one client.
+        method, rule: how ranks are changed.
+        keeps_largest: keep the largest rank so far where this round's are smaller, as it is where each client has a
+            rank of its own; with a common rank the adapter follows it down.
+        seed, round: key of the streams of new directions.
+    """
+
+    largest = max(ranks.values())
+    if keeps_largest:
+        largest = max(largest, adapter.rank)
+    distribution = rule.traits.distribution
+    whole = method.resize(adapter, largest, distribution=distribution, seed=seed, round=round)
+    if distribution == "svd" and min(ranks.values()) < largest:
+        whole = in_falling_order(whole)
+    by_rank = {
+        rank: method.resize(whole, rank, distribution="prefix", seed=seed, round=round) for rank in set(ranks.values())
+    }
+    return Starts(whole, {client: by_rank[rank] for client, rank in ranks.items()})

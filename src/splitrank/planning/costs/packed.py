@@ -1,0 +1,93 @@
+"""The packed forward pass, which LoRA runs in: the last layer is computed for the first token only.
+
+* Layers from the cut upwards run, whether or not they have adapters.
+* In the last layer the first token's query goes through the key's matrix to the other tokens' states and their
+  mixture through the value's matrix, so no other token needs a key or a value.
+* A frozen matrix passes the gradient on to its input and gets none itself.
+* No gradient is computed that nothing trainable needs: in the cut layer none flows into the layer's input, nor through
+  a linear or an attention product below which nothing is trained; an untrained lora_A has none, and where its input
+  needs none either the low-rank state has none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitrank.planning.costs.cost import (
+    Flops,
+    GradientFlow,
+    TrainedPart,
+    attention_flops,
+    factor_passes,
+    gradient_flow,
+    head_flops,
+)
+from splitrank.planning.flops import ALL_TOKENS, FIRST_TOKEN
+
+Affine3 = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def packed_flops(part: TrainedPart) -> Flops:
+    """Count forward and backward pass of everything above the cut with LoRA in the trained layers.
+
+    F(r) = F_0 + r·F_1;  a product of n rows with a d × k matrix costs 2·n·d·k in each of its passes: forward,
+    input gradient, weight gradient
+
+    Xie and Wen's equation (2) counts Σ(2r-1)dk instead, neither pass of the network; see `workload.paper_workload`.
+    """
+    constant, per_rank = np.zeros(3), np.zeros(3)
+    for layer in range(part.cut_layer, part.shape.num_layers):
+        adapted = frozenset(part.linears) if layer in part.layers else frozenset[str]()
+        flow = gradient_flow(part, layer, adapted)
+        maps = part.shape.maps()
+        first_token_only = layer == part.shape.num_layers - 1
+        rows = FIRST_TOKEN if first_token_only else ALL_TOKENS
+        if first_token_only:
+            del maps["key"], maps["value"]
+            attention = _first_token_attention(part, adapted, flow)
+            constant, per_rank = constant + attention[0], per_rank + attention[1]
+        else:
+            constant = constant + attention_flops(part, flow)
+        for name, (d, k) in maps.items():
+            constant = constant + 2 * d * k * (1 + flow.into(name)) * rows
+            if name in adapted:
+                passes_A, passes_B = factor_passes(flow, name, part.kinds)
+                per_rank = per_rank + 2 * (k * passes_A + d * passes_B) * rows
+    return Flops(constant + head_flops(part), per_rank)
+
+
+def _first_token_attention(part: TrainedPart, adapted: frozenset[str], flow: GradientFlow) -> Affine3:
+    """Count attention of the first token without keys and values, W_k and W_v and their LoRA included.
+
+    Of the key's LoRA: query·B is one product of a direction, ·A one of all heads, and their scores one reading of the
+    states. Of the value's: the mixture goes through A for all heads, then through B.
+
+    Args:
+        part: what is trained.
+        adapted: logical names of the layer's linears with adapters.
+        flow: which activations of the layer need a gradient.
+
+    Returns:
+        F_0 and F_1, FLOPs of a sample as coefficients of (1, L, L²), shape (3,) each.
+    """
+    shape, below, query, weights = part.shape, flow.below, flow.query, flow.weights
+    trains_A, trains_B = "lora_A" in part.kinds, "lora_B" in part.kinds
+    square = 2 * shape.hidden_size**2 * FIRST_TOKEN
+    reading = 2 * shape.num_heads * shape.hidden_size * ALL_TOKENS  # all heads read or mix the tokens' states
+    one_direction = 2 * shape.hidden_size * FIRST_TOKEN
+    all_heads = 2 * shape.hidden_size * shape.num_heads * FIRST_TOKEN
+    mixed = weights or below
+
+    # The query's own gradient through the frozen key needs that of the states read through it.
+    constant = square * (1 + query) + reading * (1 + query + below)
+    constant = constant + reading * (1 + weights + below) + square * (1 + mixed)
+    per_rank = np.zeros(3)
+    if "key" in adapted:
+        through = query or trains_B
+        per_rank = per_rank + one_direction * (1 + query + trains_B) + all_heads * (1 + through + trains_A)
+        constant = constant + reading * (1 + (through or trains_A) + below)
+    if "value" in adapted:
+        low = mixed or trains_A
+        per_rank = per_rank + all_heads * (1 + mixed + trains_A) + one_direction * (1 + low + trains_B)
+    return constant, per_rank

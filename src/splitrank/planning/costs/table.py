@@ -1,0 +1,10 @@
+"""The costs of all adapter methods; a test holds the keys equal to those of `traits.METHOD_TRAITS`."""
+
+from __future__ import annotations
+
+from splitrank.planning.costs.cost import MethodCost
+from splitrank.planning.costs.dora import DORA
+from splitrank.planning.costs.full import FULL
+from splitrank.planning.costs.lora import LORA
+
+COSTS: dict[str, MethodCost] = {"lora": LORA, "dora": DORA, "full": FULL}

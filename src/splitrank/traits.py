@@ -1,0 +1,107 @@
+"""What every adapter method and every aggregation rule is, in the words that settings, planner and learning share.
+
+A tensor that training changes is named ``"<kind>/<path>"``; methods, rules and costs speak of kinds. Neither wing may
+import the other, and the settings must check a combination without PyTorch, so what all of them need to know of a
+method or a rule stands here: one line in each of the two tables. A test holds their keys equal to the tables of the
+wings and to the values that the settings allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+RANK_AXIS = {"lora_A": 0, "lora_B": 1}
+"""Kinds whose tensors grow with the rank, and along which axis; tensors of all other kinds have one size."""
+
+MERGED_KINDS = ("merged_A", "merged_B", "merged_W")
+"""Kinds of the frozen parts that a rule has put aside: used by the forward pass, never trained."""
+
+TRAINED_ADAPTER = "default"
+"""PEFT's name for the adapter that is trained."""
+
+Contract = Literal["product", "fixed"]
+Distribution = Literal["svd", "prefix"]
+Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis"]
+
+
+@dataclass(frozen=True)
+class MethodTraits:
+    """What an adapter method is.
+
+    Attributes:
+        kinds: of the tensors that it trains, the head's apart.
+        contract: what a change of rank keeps: the ``"product"`` scaling·B·A, or ``"fixed"``: there is no rank.
+        export: a folder in ``"peft"``'s format, or a whole transformers ``"model"``.
+        settings: keys of the table ``[adapter]`` that it reads, beside ``method`` and ``rank``.
+        in_paper: whether the paper's count of operations, equation (2), is one of it.
+    """
+
+    kinds: frozenset[str]
+    contract: Contract
+    export: Literal["peft", "model"]
+    settings: frozenset[str] = frozenset()
+    in_paper: bool = False
+
+    @property
+    def has_rank(self) -> bool:
+        """Whether the planner has a rank to choose; without one the rank is 1."""
+        return self.contract != "fixed"
+
+
+def _all(kind: str, turn: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class RuleTraits:
+    """What an aggregation rule is.
+
+    Attributes:
+        tags: ``"exact"``, the new product is the mean of the clients' at equal ranks; ``"unequal_ranks"``, clients may
+            train at different ranks; ``"additive"``, a weighted sum of updates is all it needs; ``"keeps_basis"``,
+            direction j of the new factors is direction j of the old ones.
+        distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
+            product, or ``"prefix"``, its first directions.
+        needs: kinds that the adapter must have.
+        from_seed: kinds that everybody draws from the seed: never trained, never sent.
+        trains: whether tensors of a kind are trained, sent and averaged in a turn; turns count aggregated rounds from
+            0.
+    """
+
+    tags: frozenset[Tag]
+    distribution: Distribution = "svd"
+    needs: frozenset[str] = frozenset()
+    from_seed: frozenset[str] = frozenset()
+    trains: Callable[[str, int], bool] = _all
+
+    def trained(self, kinds: Collection[str], turn: int) -> frozenset[str]:
+        """Return those of the kinds that are trained in a turn; merged parts never are."""
+        never = self.from_seed.union(MERGED_KINDS)
+        return frozenset(kind for kind in kinds if kind not in never and self.trains(kind, turn))
+
+    def drawn(self, kinds: Collection[str]) -> frozenset[str]:
+        """Return those of the kinds that everybody draws from the seed."""
+        return self.from_seed.intersection(kinds)
+
+
+FACTORS = frozenset({"lora_A", "lora_B"})
+"""Kinds of plain LoRA, beside which a product may be merged."""
+
+
+_OF_LINEARS = frozenset({"target_modules", "scaling", "dropout"})
+
+METHOD_TRAITS: dict[str, MethodTraits] = {
+    "lora": MethodTraits(FACTORS, "product", "peft", _OF_LINEARS, in_paper=True),
+    "dora": MethodTraits(FACTORS | {"magnitude"}, "product", "peft", _OF_LINEARS),
+    "full": MethodTraits(frozenset({"weight"}), "fixed", "model"),
+}
+
+RULE_TRAITS: dict[str, RuleTraits] = {
+    "fedavg": RuleTraits(frozenset({"additive", "keeps_basis"})),
+    "ffa": RuleTraits(
+        frozenset({"exact", "unequal_ranks", "additive", "keeps_basis"}), "prefix", FACTORS, frozenset({"lora_A"})
+    ),
+    "flexlora": RuleTraits(frozenset({"unequal_ranks"}), needs=FACTORS),
+}
