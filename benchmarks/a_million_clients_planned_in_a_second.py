@@ -27,11 +27,14 @@ from benchmarks.measure import Paired, alternate, conclude, seconds
 from benchmarks.rivals.scip_planner import rank_model, solved_rank
 from splitrank import load_config
 from splitrank.config import Config
-from splitrank.federation.budgets import encoder_shape, plan_round, planned_texts, round_problem, round_workload
+from splitrank.federation.costs import round_workload
+from splitrank.federation.problems import plan_round, round_problem
+from splitrank.federation.sizes import encoder_shape
+from splitrank.federation.texts import planned_texts
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
 from splitrank.planning.solvers.exact import exact
-from splitrank.planning.workload import Workload
+from splitrank.planning.workload import Affine, Workload
 
 MOST_S = 1.0
 LEAST_RATIO = 1000.0
@@ -75,7 +78,10 @@ def side_by_side(problems: Sequence[Problem]) -> Problem:
     def joined(parts: Sequence[object], names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
 
-    workload = Workload(**joined([problem.workload for problem in problems], tuple(Workload.__annotations__)))
+    def cost(name: str) -> Affine:
+        return Affine(**joined([getattr(problem.workload, name) for problem in problems], ("constant", "per_rank")))
+
+    workload = Workload(cost("cycles"), cost("uplink_bits"), cost("downlink_bits"))
     per_client = [name for name, value in vars(problems[0]).items() if isinstance(value, np.ndarray)]
     return replace(problems[0], workload=workload, **joined(problems, per_client))
 

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitrank.planning.flops import EncoderShape, training_flops, trunk_flops
+from splitrank.planning.costs.cost import TrainedPart
+from splitrank.planning.costs.lora import LORA
+from splitrank.planning.flops import EncoderShape, trunk_flops
 from splitrank.planning.workload import KNOWN_SHAPES
 
 TARGETS, RANK, NUM_LABELS = ("query", "value"), 8, 4
 
 
 def step(shape: EncoderShape, num_trained: int) -> np.ndarray:
-    layers = range(shape.num_layers - num_trained, shape.num_layers)
-    constant, per_rank = training_flops(shape, list(layers), TARGETS, "full", NUM_LABELS)
-    return constant + RANK * per_rank
+    layers = tuple(range(shape.num_layers - num_trained, shape.num_layers))
+    kinds = frozenset({"lora_A", "lora_B"})
+    flops = LORA.flops(TrainedPart(shape, layers, TARGETS, "full", NUM_LABELS, kinds))
+    return flops.sample + RANK * flops.sample_per_rank
 
 
 def main() -> None:

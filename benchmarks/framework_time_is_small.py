@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,17 +35,16 @@ from benchmarks.materials import FREE_BUDGETS, agnews_rows
 from benchmarks.measure import conclude, seconds
 from splitrank import State, load_config, load_data, make_clients, run
 from splitrank.federation.in_process import InProcessClients
-from splitrank.learning.adapters import lora
-from splitrank.learning.adapters.lora import Adapter
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.method import AdaptedEncoder
 from splitrank.learning.client import Evaluation, Update
-from splitrank.learning.encoder import Encoder
 from splitrank.learning.trunk import TrunkOutputs
 
 MOST_SHARE = 0.02
 MOST_MS_PER_CLIENT = 3.0
 STEP = (
     (TrunkOutputs, "read"),
-    (Encoder, "logits"),
+    (AdaptedEncoder, "logits"),
     (functional, "cross_entropy"),
     (torch.optim.AdamW, "zero_grad"),
     (torch.Tensor, "backward"),
@@ -106,14 +104,14 @@ class ReadyUpdates:
     def __init__(self) -> None:
         self.adapters: dict[int, Adapter] = {}
 
-    def train(self, clients: InProcessClients, client: int, state: State, round: int) -> Update:
+    def train(self, clients: InProcessClients, client: int, start: Adapter, state: State) -> Update:
         if client not in self.adapters:
             noise = torch.Generator().manual_seed(client)
             moved = {
                 name: tensor + 1e-3 * torch.randn(tensor.shape, generator=noise)
-                for name, tensor in state.adapter.tensors().items()
+                for name, tensor in start.tensors.items()
             }
-            self.adapters[client] = lora.from_tensors(moved, state.adapter.rank, state.adapter.scaling)
+            self.adapters[client] = start.with_tensors(moved)
         return Update(self.adapters[client], 0.5, clients.num_samples[client], {})
 
     def evaluate(self, clients: InProcessClients, state: State) -> Evaluation:
@@ -124,8 +122,8 @@ def beside_the_steps(settings: list[str], count: int) -> list[float]:
     """Seconds that each of the first clients, of one text each, spends in training but not in its training step."""
     config = load_config("offline", settings)
     clients = make_clients(config, load_data(config))
-    start = clients.initial_state()
-    start = replace(start, adapter=lora.resize(start.adapter, RANK, seed=0, round=1))
+    state = clients.initial_state()
+    start = clients.model.method.resize(state.adapter, RANK, distribution="svd", seed=0, round=1)
     watch = Stopwatch()
     left_s = []
     with ExitStack() as held:
@@ -134,7 +132,7 @@ def beside_the_steps(settings: list[str], count: int) -> list[float]:
             held.enter_context(patch.object(owner, name, watch.around(getattr(owner, name))))
         for client in range(count):
             watch.spent_s = 0.0
-            train_s = seconds(lambda client=client: clients.train_client(client, start, 1))
+            train_s = seconds(lambda client=client: clients.train_client(client, start, state))
             left_s.append(train_s - watch.spent_s)
     return left_s
 

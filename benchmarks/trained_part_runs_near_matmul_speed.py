@@ -4,7 +4,7 @@ RoBERTa-base's shape, last 3 of 12 layers, trunk cached, LoRA of rank 8, batches
 The step is the product's own (`learning.client.train`): cached states read from disk, forward, backward, clipped
 gradients, AdamW. Against it stand the products that PyTorch sees in such a step, each of the same sizes, in bf16, as
 a plain `torch.matmul` of its own into memory that is there already. That this list holds nothing but what the
-mathematics needs is asserted: its operations sum up to the count of `planning.flops`.
+mathematics needs is asserted: its operations sum up to the count of `planning.costs.lora`.
 
 The claim is 75 % for adapters on query and value and 65 % for all six maps. Intel's AMX multiplies bf16 several times
 faster than the memory delivers what stands between the products (norms, softmax, activation, sums), whose share is then
@@ -33,13 +33,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.materials import empty_cache, roberta_base_shape
 from benchmarks.measure import alternate, conclude
-from splitrank.learning.adapters import lora
-from splitrank.learning.client import Training, train
+from splitrank.learning.adapters.lora import Lora
+from splitrank.learning.adapters.method import attach, initial, trained_head
+from splitrank.learning.client import Task, Training, train
 from splitrank.learning.encoder import Encoder, load_encoder
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
 from splitrank.placement import target_maps
-from splitrank.planning.flops import EncoderShape, training_flops
+from splitrank.planning.costs.cost import TrainedPart
+from splitrank.planning.costs.lora import LORA
+from splitrank.planning.flops import EncoderShape
 
 LEAST = {"query-value": 0.75, "all-linear": 0.65}
 LEAST_WITH_AMX = {"query-value": 0.5, "all-linear": 0.5}
@@ -76,18 +79,15 @@ class Step:
 
     def __init__(self, encoder: Encoder, outputs: TrunkOutputs, targets: str) -> None:
         self.encoder, self.outputs = encoder, outputs
-        self.peft_model = lora.attach(encoder, target_maps(targets), scaling=2.0, dropout=0.0)
-        head = lora.trained_head(encoder, self.peft_model, "full")
-        start = lora.initial(self.peft_model, scaling=2.0, head=head)
-        self.adapter = lora.resize(start, RANK, seed=0, round=1)
+        self.adapted = attach(encoder, Lora(target_maps(targets), scaling=2.0))
+        start = initial(self.adapted, trained_head(self.adapted, "full"))
+        self.adapter = self.adapted.method.resize(start, RANK, distribution="svd", seed=0, round=1)
         self.labels = np.arange(len(outputs.lengths)) % len(LABELS)
 
     def __call__(self, steps: int = STEPS) -> None:
         rows = np.arange(steps * BATCH)
-        train(
-            self.encoder, self.peft_model, self.adapter, self.outputs, rows, self.labels, TRAINING,
-            seed=0, round=1, client=0, local_head={},
-        )  # fmt: skip
+        task = Task(self.adapter, seed=0, round=1, client=0)
+        train(self.adapted, task, self.outputs, rows, self.labels, TRAINING)
 
 
 def products(sizes: Sequence[tuple[torch.Size, torch.Size]], dtype: torch.dtype) -> Any:
@@ -127,8 +127,9 @@ def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool, profiled
     sizes = EncoderShape(
         encoder.num_layers, encoder.hidden_size, encoder.model.config.intermediate_size, encoder.num_heads
     )
-    constant, per_rank = training_flops(sizes, LAYERS, target_maps(targets), "full", len(LABELS))
-    needed = BATCH * float((constant + RANK * per_rank) @ [1, TOKENS, TOKENS**2])
+    kinds = frozenset({"lora_A", "lora_B"})
+    flops = LORA.flops(TrainedPart(sizes, tuple(LAYERS), target_maps(targets), "full", len(LABELS), kinds))
+    needed = BATCH * float((flops.sample + RANK * flops.sample_per_rank) @ [1, TOKENS, TOKENS**2])
     assert needed == sum(2 * left.numel() * right[-1] for left, right in noted.sizes)
     pairs = alternate(step, products(noted.sizes, encoder.precision), repeats=repeats, warm_up=3)
     if profiled:

@@ -1,18 +1,30 @@
-"""Promise: an import only points downwards, and what needs no torch loads none."""
+"""Promise: imports point downwards and in no circle, files are short, tables complete, and planning needs no torch."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import splitrank
+from splitrank.config import Config, load_config
+from splitrank.federation.export_forms import EXPORTS
+from splitrank.federation.model import method_of
+from splitrank.federation.sizes import encoder_shape, trained_part
+from splitrank.learning.adapters.methods import METHODS
+from splitrank.learning.aggregation.rules import RULES
+from splitrank.planning.costs.table import COSTS
+from splitrank.planning.plan import OPTIMAL_SOLVERS, Method
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 SOURCE = Path(splitrank.__file__).parent
-GROUND = {"config", "errors", "files", "placement", "progress", "records", "streams", "units"}
+GROUND = {"config", "errors", "files", "placement", "progress", "records", "streams", "traits", "units"}
 ALLOWED = {
     "planning": {"planning", *GROUND} - {"config"},  # kernels take arrays and small dataclasses
     "learning": {"learning", *GROUND} - {"config"},
@@ -93,3 +105,144 @@ def test_import_is_light_and_names_resolve():
         assert getattr(splitrank, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         splitrank.no_such_name  # noqa: B018
+
+
+# ---- limits
+
+MOST_LINES, MOST_LINES_OF_A_CLASS = 450, 150
+LONGER = {SOURCE / "config.py"}
+"""One file may be longer: the settings, until their tables have files of their own."""
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(file for folder in (SOURCE, ROOT / "tests", ROOT / "benchmarks") for file in folder.rglob("*.py"))
+TEMPLATES = SOURCE / "deployment" / "templates"
+
+
+def test_no_file_is_too_long():
+    lengths = {file: len(file.read_text().splitlines()) for file in FILES}
+    assert {file: lines for file, lines in lengths.items() if lines > MOST_LINES and file not in LONGER} == {}
+
+
+def test_no_class_is_too_long():
+    lengths = {
+        f"{file.name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_CLASS} == {}
+
+
+# ---- the graph of modules
+
+
+def dotted(file: Path) -> str:
+    parts = ("splitrank", *file.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(file): file for file in SOURCE.rglob("*.py") if TEMPLATES not in file.parents}
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module → the modules of splitrank that it imports, inside functions, too; a package counts as its __init__."""
+    graph = {}
+    for name, file in MODULES.items():
+        found = {one if one in MODULES else one.rpartition(".")[0] for one in imports(file)}
+        graph[name] = found & set(MODULES)
+    return graph
+
+
+def reached_from(graph: dict[str, set[str]], start: str) -> set[str]:
+    """All modules that a module imports, and that those import; itself only if there is a circle."""
+    reached: set[str] = set()
+    waiting = list(graph[start])
+    while waiting:
+        if (module := waiting.pop()) not in reached:
+            reached.add(module)
+            waiting += graph[module]
+    return reached
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = module_graph()
+    # The package's own names are resolved when first used; its __init__ imports them for type checkers alone.
+    graph["splitrank"] = set()
+    assert [module for module in graph if module in reached_from(graph, module)] == []
+
+
+def test_the_wings_do_not_know_each_other():
+    graph = module_graph() | {"splitrank": set()}
+    for wing, other in (("planning", "learning"), ("learning", "planning")):
+        for module in graph:
+            if module.startswith(f"splitrank.{wing}"):
+                assert not [one for one in reached_from(graph, module) if one.startswith(f"splitrank.{other}")], module
+
+
+def test_a_clients_worker_knows_no_run_loop():
+    graph = module_graph() | {"splitrank": set()}
+    reached = reached_from(graph, "splitrank.federation.flower.worker")
+    assert "splitrank.federation.flower.prepared" in reached
+    assert not reached & {"splitrank.federation.loop", "splitrank.federation.rounds"}
+
+
+@pytest.mark.parametrize("module", ["splitrank.planning.plan", "splitrank.planning.costs.table", "splitrank.traits"])
+def test_the_planner_loads_no_torch(module):
+    assert run_python(f"import {module}; " + LOADED).strip() == ""
+
+
+PACKAGES = sorted(
+    file
+    for file in SOURCE.rglob("__init__.py")
+    if file.parent != SOURCE and TEMPLATES not in file.parents  # the package's own lists its names
+)
+
+
+@pytest.mark.parametrize("file", PACKAGES, ids=lambda file: str(file.parent.relative_to(SOURCE)))
+def test_a_package_says_what_it_is_and_lists_its_rooms(file):
+    sentence, _, rooms = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")
+    assert sentence.endswith(".")
+    assert ". " not in sentence
+    named = set(re.findall(r"``(\w+)``", rooms))
+    there = {one.stem for one in file.parent.iterdir() if one.suffix == ".py" or (one / "__init__.py").is_file()}
+    there -= {"__init__"}
+    assert there <= named, f"{file.parent.name} does not list {sorted(there - named)}"
+
+
+# ---- the tables of variants
+
+
+def literal(table: str, key: str) -> set[str]:
+    """The values that a setting may have."""
+    return set(get_args(Config.model_fields[table].annotation.model_fields[key].annotation))
+
+
+def test_every_adapter_method_has_its_line_in_every_table():
+    methods = literal("adapter", "method")
+    assert set(METHODS) == set(COSTS) == set(METHOD_TRAITS) == methods
+    assert {kind.name for kind in METHODS.values()} == methods
+
+
+def test_every_aggregation_rule_has_its_line_in_every_table():
+    rules = literal("federation", "aggregation")
+    assert set(RULES) == set(RULE_TRAITS) == rules
+    assert all(rule.name == name and rule.traits is RULE_TRAITS[name] for name, rule in RULES.items())
+
+
+def test_every_solver_is_a_setting():
+    assert set(OPTIMAL_SOLVERS) < literal("planner", "method")
+    assert set(get_args(Method)) == literal("planner", "method")
+
+
+def test_every_export_has_its_folder():
+    assert {traits.export for traits in METHOD_TRAITS.values()} <= set(EXPORTS)
+
+
+@pytest.mark.parametrize("name", METHOD_TRAITS)
+def test_a_method_takes_what_the_settings_pass(name):
+    """Every field of its dataclass is passed, and what costs are told under the same name is the same."""
+    config = load_config("offline", [f"adapter.method={name}", "workload.model=flops"])
+    method, part = method_of(config), trained_part(config, encoder_shape(config))
+    shared = {field.name for field in fields(method)} & {field.name for field in fields(part)}
+    assert shared == ({"linears"} if METHOD_TRAITS[name].has_rank else set())
+    assert all(tuple(getattr(method, field)) == tuple(getattr(part, field)) for field in shared)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import get_args
 
 import pytest
 
-from splitrank.config import PRESETS, Uniform, load_config, to_toml, with_values
+from splitrank.config import (
+    PRESETS,
+    AdapterTable,
+    FederationTable,
+    Uniform,
+    load_config,
+    to_toml,
+    with_values,
+)
 from splitrank.errors import ConfigError, InputError
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+
+FULL = ["adapter.method='full'", "workload.model='flops'"]
 
 
 def problems(*overrides: str, source: str = "paper") -> list[str]:
@@ -46,9 +59,12 @@ def test_the_paper_preset_is_what_the_defaults_are(tmp_path):
         ("train.learning_rate=0", "greater than 0, got 0"),
         ("train.learning_rate='fast'", "train.learning_rate must be a finite number.*got 'fast'"),
         ("client.circuit_energy_j=-1", "client.circuit_energy_j must be a finite number, 0 or greater"),
-        ("budget.latency_s=-5", "budget.latency_s must be a finite number greater than 0, got -5"),
+        ("budget.latency_s=-5", "budget.latency_s must be a finite number greater than 0, or inf for no limit, got -5"),
         ("budget.energy_j=[1, 2]", "budget.energy_j must be a list of federation.num_clients = 3 numbers, got 2"),
-        ("budget.energy_j=[1, nan, 2]", "budget.energy_j must be a finite number greater than 0, a list"),
+        ("budget.latency_s=-inf", "or inf for no limit, got -inf"),
+        ("budget.latency_s=nan", "or inf for no limit, got nan"),
+        ("budget.energy_j=[1, nan, 2]", "budget.energy_j must be a finite number greater than 0, or inf for no limit"),
+        ("budget.energy_j={uniform=[1, inf]}", "budget.energy_j must be a finite number"),
         ("client.samples=[10, 20]", "client.samples must be a list of federation.num_clients = 3"),
         ("client.samples=0", "client.samples must be a whole number, 1 or greater"),
         ("radio.uplink_gain=[1e-3, 1e-3]", "radio.uplink_gain must be a list of federation.num_clients = 3"),
@@ -69,7 +85,17 @@ def test_the_paper_preset_is_what_the_defaults_are(tmp_path):
         ("adapter.method='bitfit'", "adapter.method = \"bitfit\" is not available yet; try 'lora'"),
         ("federation.aggregation='flora'", "not available yet"),
         ("split.mode='splitfed'", "split is not available yet"),
-        ("planner.rank_policy='per-client'", "planner.rank_policy is not available yet"),
+        (
+            "planner.rank_policy='per-client'",
+            'planner.rank_policy must be "common" for federation.aggregation = "fedavg", which averages factors of one '
+            'rank, got "per-client"; try federation.aggregation = "flexlora"',
+        ),
+        (
+            "adapter.method='full'",
+            'workload.model must be "flops" or "measured" for adapter.method = "full", got "paper"; '
+            'try workload.model = "flops"',
+        ),
+        ("planner.rank_policy='own'", "planner.rank_policy must be one of 'common' or 'per-client'"),
     ],
 )
 def test_broken_rules(override, expected):
@@ -122,6 +148,18 @@ def test_an_override_drops_the_other_side_of_the_preset():
         (["radio.uplink_gain=[1,1,1]", "radio.downlink_gain=[1,1,1]", "radio.fading='none'"], "radio.fading"),
         (["planner.random_range='full'"], "planner.random_range"),
         (["adapter.rank=8", "planner.max_rank=4"], "planner.max_rank"),
+        (["adapter.rank=8", "planner.rank_policy='common'"], "planner.rank_policy"),
+        *(
+            ([*FULL, f"{key}={value}"], key)
+            for key, value in {
+                "adapter.rank": "1",
+                "planner.max_rank": "4",
+                "planner.rank_policy": "'common'",
+                "adapter.target_modules": "'attention'",
+                "adapter.scaling": "1.0",
+                "adapter.dropout": "0.1",
+            }.items()
+        ),
         (["model.head='frozen'", "workload.count_head=true"], "workload.count_head"),
         (["data.name='docstrings'", "data.label='x'"], "data.label"),
     ],
@@ -133,6 +171,53 @@ def test_settings_without_effect(overrides, key):
 def test_settings_without_effect_are_left_out_of_resolved_files():
     assert "flops_per_cycle" not in to_toml(load_config("paper"))
     assert "bits_per_parameter" not in to_toml(load_config("edge"))
+
+
+def test_a_rule_needs_the_kinds_of_its_method():
+    for rule in ("ffa", "flexlora"):
+        (problem,) = problems(*FULL, f"federation.aggregation={rule}")
+        assert problem == (
+            'federation.aggregation must be "fedavg" for adapter.method = "full", which has no lora_A and no lora_B, '
+            f'got "{rule}"; try federation.aggregation = "fedavg"'
+        )
+        for method in ("lora", "dora"):
+            load_config("edge", [f"adapter.method={method}", f"federation.aggregation={rule}"])
+
+
+def test_methods_and_rules_are_those_with_traits():
+    assert get_args(AdapterTable.model_fields["method"].annotation) == tuple(METHOD_TRAITS)
+    assert get_args(FederationTable.model_fields["aggregation"].annotation) == tuple(RULE_TRAITS)
+
+
+@pytest.mark.parametrize("rule", ["ffa", "flexlora"])
+@pytest.mark.parametrize("where", ["server", "client"])
+def test_ranks_per_client_where_the_rule_takes_them(rule, where):
+    settings = [f"federation.aggregation={rule}", "planner.rank_policy=per-client", f"planner.where={where}"]
+    assert load_config("edge", settings).planner.rank_policy == "per-client"
+    (problem,) = problems(*settings, "radio.downlink=broadcast", source="edge")
+    assert problem.startswith('planner.rank_policy must be "common" for radio.downlink = "broadcast"')
+
+
+def test_without_a_time_limit_the_frequencies_are_the_highest(tmp_path):
+    unlimited = load_config("edge", ["budget.latency_s=inf", "budget.energy_j=[1, inf, 2]"])
+    assert unlimited.planner.frequency_policy == "least-latency"
+    assert unlimited.budget.energy_j == (1.0, math.inf, 2.0)
+    (tmp_path / "config.toml").write_text(to_toml(unlimited))
+    assert load_config(str(tmp_path / "config.toml")) == unlimited
+    (problem,) = problems("budget.latency_s=inf", "planner.frequency_policy='least-energy'")
+    assert problem == (
+        'planner.frequency_policy must be "least-latency" where budget.latency_s = inf, got "least-energy", which '
+        "would stop the clock; leave it out"
+    )
+
+
+def test_the_frequency_policy_follows_the_time_limit_of_the_last_layer():
+    unlimited = with_values(load_config("edge"), {"budget.latency_s": math.inf})
+    assert unlimited.planner.frequency_policy == "least-latency"
+    assert with_values(unlimited, {"budget.latency_s": 10.0}).planner.frequency_policy == "least-energy"
+    fastest = load_config("edge", ["planner.frequency_policy='least-latency'"])
+    assert with_values(fastest, {"budget.latency_s": 10.0}).planner.frequency_policy == "least-latency"
+    load_config("edge", ["budget.latency_s=inf", "planner.method='random-frequency'"])
 
 
 def test_measured_numbers_come_all_three_or_none():

@@ -19,7 +19,7 @@ from splitrank.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "docs" / "paper.md"
-DOCUMENTS = ("README.md", "docs/paper.md", "docs/performance.md", "docs/settings.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("deploy", "paper", "performance", "settings", "studies")))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]\n]+)\]\(([^)\s]+)\)")

@@ -10,7 +10,8 @@ from benchmarks.measure import alternate
 from benchmarks.rivals.federated_peft import load_trainee
 from benchmarks.rivals.task import Task
 from splitrank.learning import client
-from splitrank.learning.adapters import lora
+from splitrank.learning.adapters.lora import Lora
+from splitrank.learning.adapters.method import attach, initial, trained_head
 from splitrank.learning.encoder import load_encoder, resolve_precision
 from splitrank.learning.minilm import minilm_folder
 from splitrank.learning.trunk import trunk_outputs
@@ -37,9 +38,9 @@ def test_an_epoch_takes_less_than_half_of_pefts():
     ids = np.random.default_rng(0).integers(1000, 30_000, (96, 54), dtype=np.int32)
     labels, rows = np.arange(len(ids)) % len(LABELS), np.arange(len(ids))
     outputs = trunk_outputs(encoder, list(ids), limit_bytes=1e9, what="texts")
-    peft_model = lora.attach(encoder, ("query", "value"), scaling=2.0, dropout=0.0)
-    start = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
-    adapter = lora.resize(start, 8, seed=0, round=1)
+    adapted = attach(encoder, Lora(("query", "value"), scaling=2.0))
+    start = initial(adapted, trained_head(adapted, "full"))
+    adapter = adapted.method.resize(start, 8, distribution="svd", seed=0, round=1)
     task = Task(
         location=str(minilm_folder()),
         client_texts=[],
@@ -58,9 +59,7 @@ def test_an_epoch_takes_less_than_half_of_pefts():
     draws = np.random.default_rng(0)
 
     def ours() -> None:
-        client.train(
-            encoder, peft_model, adapter, outputs, rows, labels, TRAINING, seed=0, round=1, client=0, local_head={}
-        )
+        client.train(adapted, client.Task(adapter, seed=0, round=1, client=0), outputs, rows, labels, TRAINING)
 
     def theirs() -> None:
         rival.train_epoch(ids.tolist(), labels, learning_rate=5e-4, batch_size=32, draws=draws)

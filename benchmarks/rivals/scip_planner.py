@@ -6,6 +6,7 @@ from __future__ import annotations
 from pyscipopt import Model
 
 from splitrank.planning.problem import Problem
+from splitrank.planning.workload import Affine
 
 
 def rank_model(problem: Problem) -> Model:
@@ -24,19 +25,20 @@ def rank_model(problem: Problem) -> Model:
     rank = model.addVar("rank", vtype="INTEGER", lb=1, ub=int(problem.rank_cap.min()))
     for i in range(problem.num_clients):
         full_speed = float(problem.max_frequency_hz[i]) * problem.deadline_s
-        per_bit_s = 1 / float(problem.uplink_bps[i]) + 1 / float(problem.downlink_bps[i])
-        per_bit_j = float(problem.uplink_power_w[i] / problem.uplink_bps[i])
-        budget_j = float(problem.energy_j[i])
+        budget_j = float(problem.energy_budget_j[i])
 
-        def bits(scale: float, i: int = i) -> tuple[float, float]:
-            return scale * float(work.payload_bits_constant[i]), scale * float(work.payload_bits_per_rank[i])
+        def parts(cost: Affine, scale: float, i: int = i) -> tuple[float, float]:
+            return scale * float(cost.constant[i]), scale * float(cost.per_rank[i])
 
-        airtime, airtime_per_rank = bits(per_bit_s / problem.deadline_s)
-        radio, radio_per_rank = bits(per_bit_j / budget_j)
+        up = parts(work.uplink_bits, 1 / float(problem.uplink_bps[i]))
+        down = parts(work.downlink_bits, 1 / float(problem.downlink_bps[i]))
+        airtime, airtime_per_rank = ((ups + downs) / problem.deadline_s for ups, downs in zip(up, down, strict=True))
+        radio, radio_per_rank = (float(problem.uplink_power_w[i]) * seconds / budget_j for seconds in up)
         left = 1 - float(problem.circuit_energy_j[i]) / budget_j - radio
         power = float(problem.capacitance[i]) * float(problem.max_frequency_hz[i]) ** 3 * problem.deadline_s / budget_j
         tau = model.addVar(f"tau_{i}", lb=0, ub=1)
-        load = float(work.cycles_constant[i]) / full_speed + float(work.cycles_per_rank[i]) / full_speed * rank
+        cycles, cycles_per_rank = parts(work.cycles, 1 / full_speed)
+        load = cycles + cycles_per_rank * rank
         model.addCons(load <= tau)
         model.addCons(tau + airtime + airtime_per_rank * rank <= 1)
         model.addCons(power * load**3 <= (left - radio_per_rank * rank) * tau**2)

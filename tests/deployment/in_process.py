@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from splitrank import load_config, load_data, make_clients, run
-from splitrank.federation.rounds import Missed
+from splitrank.federation.clients import Missed
 from tests.deployment.flower_processes import records, without_wall
 
 
@@ -25,14 +25,15 @@ class Disturbed:
     def __getattr__(self, name):
         return getattr(self._clients, name)
 
-    def problem(self, round):
-        problem = self._clients.problem(round)
-        is_here = [not client["dropped"] or "missed" in client for client in self._told[round]]
+    def problem(self, state):
+        problem = self._clients.problem(state)
+        is_here = [not client["dropped"] or "missed" in client for client in self._told[state.round + 1]]
         return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
 
-    def train(self, start, plan, round):
-        missed = {client["client"]: Missed(client["missed"]) for client in self._told[round] if "missed" in client}
-        return {**self._clients.train(start, plan, round), **missed}
+    def train(self, starts, plan, state):
+        told = self._told[state.round + 1]
+        missed = {client["client"]: Missed(client["missed"]) for client in told if "missed" in client}
+        return {**self._clients.train(starts, plan, state), **missed}
 
 
 def in_process(settings: str, texts: Path, folder: Path, lines: Sequence[dict] = ()) -> list[dict]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from splitrank import load_config, load_data, make_clients
-from splitrank.federation.budgets import ClientTexts, Measured, measured_problem
 from splitrank.federation.flower import machine
 from splitrank.federation.flower.links import Link, Probed, noise, probed, probes
 from splitrank.federation.flower.post import Reply
+from splitrank.federation.problems import Measured, measured_problem
+from splitrank.federation.texts import ClientTexts
 from splitrank.planning.problem import energy_j
 
 pytestmark = pytest.mark.extras
@@ -112,7 +113,9 @@ def test_seconds_per_sample_at_two_ranks(tiny_config):
     config = load_config(str(tiny_config))
     clients = make_clients(config, load_data(config))
     labels = clients.data.train_labels
-    found = machine.measured_machine(clients.model, clients.train_outputs, clients.train_rows[1], labels, 1)
+    found = machine.measured_machine(
+        clients.model, clients.rule, clients.train_outputs, clients.train_rows[1], labels, 1
+    )
     clients.close()
     assert found.seconds_per_sample > 0
     assert found.seconds_per_sample_per_rank >= 0

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from splitrank import load_config, load_data
-from splitrank.federation.flower import nodes, worker
+from splitrank.federation.flower import flower_clients, prepared, worker
 from splitrank.federation.flower.machine import measured_machine
-from splitrank.federation.flower.payload import NO_FLOATS
-from splitrank.federation.flower.post import Reply
 from splitrank.federation.rounds import run_round
+from tests.flower_in_process import Post
 
 pytestmark = pytest.mark.extras
 
@@ -25,41 +24,15 @@ MEASURED = [
 ]
 
 
-class Post:
-    """A post that has workers of this process answer, node n standing for client n."""
-
-    def __init__(self, grid: None) -> None:
-        self.asked: set[int] = set()
-        self.open: list[tuple[int, Reply]] = []
-        self.worker = worker.Worker(None)
-
-    def nodes(self):
-        return [0, 1, 2]
-
-    def ask(self, requests, message_type, *, group):
-        self.open = [(node, self.answer(node, *request)) for node, request in requests.items()]
-        self.asked.update(requests)
-
-    def answers(self):
-        while self.open:
-            yield self.open.pop()
-
-    def exchange(self, requests, message_type, *, group, wait_s):
-        return [self.answer(node, *request) for node, request in requests]
-
-    def answer(self, node, header, floats=NO_FLOATS):
-        return Reply(*self.worker.answer({**header, "client": node}, floats), after_s=1.0)
-
-
 @pytest.fixture
 def connected(tiny_config, monkeypatch):
     """A function from further settings to clients that have joined."""
-    monkeypatch.setattr(nodes, "Post", Post)
+    monkeypatch.setattr(flower_clients, "Post", Post)
     made = []
 
-    def connect(*settings: str) -> nodes.NodeClients:
+    def connect(*settings: str) -> flower_clients.FlowerClients:
         config = load_config(str(tiny_config), [*MEASURED, *settings])
-        made.append(nodes.connect(None, config, load_data(config), tell_data=True))
+        made.append(flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="0" * 32))
         return made[-1]
 
     yield connect
@@ -72,8 +45,8 @@ def test_training_at_a_set_clock_is_counted_at_full_clock(connected, monkeypatch
     """It takes as long as it takes there, without rests."""
     monkeypatch.setattr(worker, "at_frequency", lambda frequency_hz: nullcontext(True))
     clients = connected("budget.latency_s=20")
-    before = dict(clients.known)
-    _, record = run_round(clients.model.initial_state(), clients, clients.model.config)
+    before = dict(clients.membership.known)
+    _, record = run_round(clients.model.initial_state(), clients)
     for client, told in enumerate(record.clients):
         machine = before[client].machine
         share = told["frequency_hz"] / machine.reference_frequency_hz
@@ -94,13 +67,29 @@ def test_a_machine_timed_while_it_was_busy_is_soon_planned_as_it_is(connected, m
         found = measured_machine(*args)
         return replace(found, seconds_per_sample=30 * found.seconds_per_sample)
 
-    monkeypatch.setattr(worker, "measured_machine", busy)
+    monkeypatch.setattr(prepared, "measured_machine", busy)
     clients = connected('planner.frequency_policy="least-latency"', f'planner.where="{where}"')
     estimates = clients.post.worker._prepared.machines
     timed_s = [estimates[client].machine.seconds_per_sample for client in range(3)]
-    _, record = run_round(clients.model.initial_state(), clients, clients.model.config)
+    _, record = run_round(clients.model.initial_state(), clients)
     for client, told in enumerate(record.clients):
         assert told["wall_compute_s"] < timed_s[client] * told["samples"] / 5
         assert estimates[client].machine.seconds_per_sample < timed_s[client] / 5
-        known = clients.known[client].machine
+        known = clients.membership.known[client].machine
         assert known == (estimates[client].machine if where == "server" else None)
+
+
+def test_without_a_time_limit_a_round_waits_as_long_as_the_timeout(connected, monkeypatch):
+    clients = connected("budget.latency_s=inf", "budget.energy_j=inf", "federation.timeout_s=77", "adapter.rank=2")
+    waited, exchange = [], clients.post.exchange
+
+    def watched(requests, message_type, *, group, wait_s):
+        waited.append(wait_s)
+        return exchange(requests, message_type, group=group, wait_s=wait_s)
+
+    monkeypatch.setattr(clients.post, "exchange", watched)
+    _, record = run_round(clients.model.initial_state(), clients)
+    assert waited == [77.0]
+    for told in record.clients:
+        assert not told["dropped"]
+        assert told["frequency_hz"] == told["frequency_range_hz"][1]

@@ -25,8 +25,16 @@ def in_process(settings, tiny_texts, tmp_path) -> list[dict]:
     return without_wall(records(tmp_path / "in-process"))
 
 
-def test_a_simulation(in_process, tmp_path):
-    assert without_wall(simulated(tmp_path, tmp_path / "settings.toml", 3)) == in_process
+def test_a_simulation(settings, tiny_texts, tmp_path):
+    """With a rank for each client, which sends messages of several sizes."""
+    config = tmp_path / "settings.toml"
+    own_ranks = '[planner]\nrank_policy = "per-client"\n'
+    flexlora = settings.replace("[federation]", '[federation]\naggregation = "flexlora"')
+    config.write_text(f'{flexlora}\n{own_ranks}\n[data]\npath = "{tiny_texts}"\n')
+    list(run(load_config(str(config)), tmp_path / "in-process"))
+    expected = without_wall(records(tmp_path / "in-process"))
+    assert any(len({client["rank"] for client in record["clients"]}) > 1 for record in expected[1:])
+    assert without_wall(simulated(tmp_path, config, 3)) == expected
 
 
 def test_a_deployment(in_process, settings, tiny_texts, tmp_path):

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from splitrank import load_config, load_data, make_clients
+from splitrank.federation import wire
+from splitrank.federation.clients import Missed
 from splitrank.federation.in_process import InProcessClients
-from splitrank.federation.rounds import Missed, State
-from splitrank.learning.adapters import lora
+from splitrank.federation.state import State
+from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Update
 
 pytestmark = pytest.mark.extras
 
-ROUND, CLIENT = 3, 1
+ROUND, TURN, CLIENT = 3, 2, 1
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +39,21 @@ def clients(tiny_settings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(clients) -> State:
     """What a client is sent in round 3, at rank 4."""
-    state = clients.initial_state()
-    return State(ROUND - 1, lora.resize(state.adapter, 4, seed=0, round=ROUND), {})
+    adapter = clients.initial_state().adapter
+    return State(ROUND - 1, TURN, at_rank(clients, adapter, 4))
+
+
+def at_rank(clients: InProcessClients, adapter: Adapter, rank: int) -> Adapter:
+    return clients.model.method.resize(adapter, rank, distribution="svd", seed=0, round=ROUND)
 
 
 @pytest.fixture(scope="module")
 def honest(clients, start) -> tuple[dict, np.ndarray]:
     """A client's honest answer."""
-    update = clients.train_client(CLIENT, start, ROUND)
+    update = clients.train_client(CLIENT, start.adapter, start)
     header = {"kind": "update", "client": CLIENT, "round": ROUND, "samples": update.num_samples}
-    return {**header, "train_loss": update.train_loss}, lora.to_flat(update.adapter).numpy()
+    header |= wire.header(update.adapter.tensors, TURN)
+    return {**header, "train_loss": update.train_loss}, update.adapter.to_vector().numpy()
 
 
 def checked(clients: InProcessClients, start: State, header: dict, floats: np.ndarray | None) -> Update | Missed:
@@ -59,7 +67,16 @@ def checked(clients: InProcessClients, start: State, header: dict, floats: np.nd
     except PayloadError as error:
         reply = Reply({"kind": "failure", "reason": str(error)}, None, 1.0)
     num_samples, training = clients.num_samples[CLIENT], clients.model.local_training
-    return checked_update(reply, start.adapter, client=CLIENT, round=ROUND, num_samples=num_samples, training=training)
+    return checked_update(
+        reply,
+        start.adapter,
+        clients.rule,
+        client=CLIENT,
+        round=ROUND,
+        turn=TURN,
+        num_samples=num_samples,
+        training=training,
+    )
 
 
 def test_an_honest_update_passes(clients, start, honest):
@@ -67,7 +84,7 @@ def test_an_honest_update_passes(clients, start, honest):
     update = checked(clients, start, header, floats)
     assert isinstance(update, Update)
     assert (update.num_samples, update.train_loss) == (header["samples"], header["train_loss"])
-    assert torch.equal(lora.to_flat(update.adapter), torch.from_numpy(floats))
+    assert torch.equal(update.adapter.to_vector(), torch.from_numpy(floats))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +106,12 @@ def test_an_honest_update_passes(clients, start, honest):
         ({"train_loss": None}, "train_loss must be a finite number, got None"),
         ({"train_loss": 10**400}, "header must be JSON, its whole numbers of 64 bits at most"),
         ({"train_loss": "x" * 2_000_000}, "header must be a text of at most a million characters"),
+        ({"protocol": 1}, "protocol must be 2, got 1; install the same splitrank on every machine"),
+        ({"codec": "int8"}, "codec must be 'float32', got 'int8'"),
+        ({"turn": TURN + 1}, "turn must be 2, got 3"),
+        ({"tensors": []}, "tensors must have ['head/classifier.dense.bias', [32]], got None"),
+        ({"tensors": [["head/classifier.dense.bias", [10**9]]]}, "got ['head/classifier.dense.bias', [1000000000]]"),
+        ({"tensors": None}, "got None"),
         ({"kind": "failure", "reason": "out of memory"}, "out of memory"),
         ({"kind": "failure", "reason": "x" * 10_000}, "xxx"),
         ({"kind": "failure"}, "no reason given"),
@@ -103,7 +126,7 @@ def test_a_wrong_header_is_rejected(clients, start, honest, changes, reason):
 
 
 def another_rank(start: State) -> np.ndarray:
-    return lora.to_flat(lora.resize(start.adapter, 5, seed=0, round=ROUND)).numpy()
+    return np.zeros(sum(np.prod(shape) for shape in start.adapter.shapes(5).values()), np.float32)
 
 
 def one_is(value: float):
@@ -119,9 +142,9 @@ def one_is(value: float):
     ("spoil", "reason"),
     [
         (lambda start, floats: None, "an update was asked for, got 'update'"),
-        (lambda start, floats: floats[:-1], "an update at rank 4 must have"),
-        (lambda start, floats: np.zeros(0, np.float32), "an update at rank 4 must have"),
-        (lambda start, floats: another_rank(start), "an update at rank 4 must have"),
+        (lambda start, floats: floats[:-1], "an adapter of this rank must have"),
+        (lambda start, floats: np.zeros(0, np.float32), "an adapter of this rank must have"),
+        (lambda start, floats: another_rank(start), "an adapter of this rank must have"),
         (one_is(np.nan), "an update must be finite, got NaN or infinity"),
         (one_is(-np.inf), "an update must be finite, got NaN or infinity"),
         (one_is(1e4), "an update may move by"),
@@ -141,8 +164,8 @@ def test_no_honest_client_reaches_the_bound(clients, start):
     from splitrank.federation.flower.checks import norm_bound
 
     training = clients.model.local_training
-    bound = norm_bound(start.adapter, clients.num_samples[CLIENT], training)
-    vector = torch.nn.Parameter(lora.to_flat(start.adapter))
+    bound = norm_bound(start.adapter.to_vector(), clients.num_samples[CLIENT], training)
+    vector = torch.nn.Parameter(start.adapter.to_vector())
     before = vector.detach().clone()
     optimizer = torch.optim.AdamW([vector], lr=training.learning_rate, weight_decay=training.weight_decay)
     for _ in range(-(-clients.num_samples[CLIENT] // training.batch_size) * training.local_epochs):
@@ -150,6 +173,57 @@ def test_no_honest_client_reaches_the_bound(clients, start):
         optimizer.step()
     moved = float((vector.detach() - before).norm())
     assert 0.1 * bound < moved < bound
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "ffa"])
+def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_bound_is(rule, clients, start):
+    from splitrank.federation.flower.checks import checked_update, norm_bound
+    from splitrank.federation.flower.post import Reply
+
+    training, samples, rule = clients.model.local_training, clients.num_samples[CLIENT], RULES[rule]
+    sent = wire.uplink(start.adapter, rule, CLIENT, TURN)
+    before = wire.flat(sent)
+    honest = {"kind": "update", "client": CLIENT, "round": ROUND, "samples": samples, "train_loss": 1.0}
+    honest |= wire.header(sent, TURN)
+
+    def check(vector: torch.Tensor) -> Update | Missed:
+        return checked_update(
+            Reply(honest, vector.numpy(), 1.0), start.adapter, rule,
+            client=CLIENT, round=ROUND, turn=TURN, num_samples=samples, training=training,
+        )  # fmt: skip
+
+    draws = torch.Generator().manual_seed(0)
+    many = torch.nn.Parameter(
+        before.repeat(1000, 1)
+    )  # AdamW goes number by number, so a thousand clients are one tensor
+    optimizer = torch.optim.AdamW([many], lr=training.learning_rate, weight_decay=training.weight_decay)
+    pull = torch.randn(many.shape, generator=draws)
+    for _ in range(-(-samples // training.batch_size) * training.local_epochs):
+        many.grad = pull + torch.randn(many.shape, generator=draws)
+        optimizer.step()
+    assert all(isinstance(check(vector), Update) for vector in many.detach())
+    bound = norm_bound(before, samples, training)
+    direction = pull[0] / pull[0].norm()
+    assert isinstance(check(before + 0.99 * bound * direction), Update)
+    assert isinstance(check(before + 10 * bound * direction), Missed)
+
+
+@pytest.mark.parametrize("rank", [-1, 33, 10**9, 10**18, 1.5, True, "8", None])
+def test_a_server_cannot_ask_for_a_rank_beyond_the_models(rank, clients, tiny_settings, tmp_path):
+    """The worker refuses before it makes anything of that size."""
+    from splitrank.config import plain_values
+    from splitrank.federation.flower.worker import Worker
+
+    worker = Worker(None)
+    request = {
+        "kind": "train", "settings": plain_values(clients.config), "labels": clients.data.label_names, "client": 0,
+        "trunk_sha256": clients.model.encoder.trunk_digest, "run": "f" * 32, "round": 1, "rank": rank, "measure": False,
+        "frequency_hz": None, "planned_s": None, "stop_after_s": 60.0, "personal_round": 0, **wire.header({}, 0),
+    }  # fmt: skip
+    header, floats = worker.answer(request, np.zeros(3, np.float32))
+    worker.close()
+    assert len(floats) == 0
+    assert header["reason"].startswith("rank must be 0 to 32, got"), header
 
 
 def test_payload_comes_back():

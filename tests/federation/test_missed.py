@@ -11,9 +11,10 @@ import torch
 
 from splitrank import load_config, load_data, make_clients, run
 from splitrank.errors import ConfigError, RunError
+from splitrank.federation.clients import Missed
 from splitrank.federation.in_process import InProcessClients
 from splitrank.federation.loop import make_clients_of
-from splitrank.federation.rounds import Missed, run_round
+from splitrank.federation.rounds import run_round
 from splitrank.learning.client import Pace
 
 
@@ -22,8 +23,8 @@ class _Watched(InProcessClients):
 
     missing: tuple[int, ...] = ()
 
-    def train(self, start, plan, round):
-        updates = dict(super().train(start, plan, round))
+    def train(self, starts, plan, state):
+        updates = dict(super().train(starts, plan, state))
         return {
             client: Missed("gone", {"wall_latency_s": 1.5}) if client in self.missing else update
             for client, update in updates.items()
@@ -54,7 +55,7 @@ def test_too_few_leave_the_model_as_it_is(tiny_config):
     config = load_config(str(tiny_config), ["federation.min_clients=3"])
     clients = watched(config, 0)
     state = clients.initial_state()
-    after, record = run_round(state, clients, clients.config)
+    after, record = run_round(state, clients)
     clients.close()
     assert after.round == 1
     assert after.adapter is state.adapter
@@ -76,13 +77,14 @@ def test_pace_takes_time_and_changes_nothing(tiny_config):
 
     def trained(pace: Pace):
         rows, labels = clients.train_rows[0], clients.data.train_labels
-        return clients.model.train(clients.train_outputs, rows, labels, start, round=1, client=0, pace=pace)
+        task = clients.model.task(start.adapter, start, clients.rule, 0)
+        return clients.model.train(task, clients.train_outputs, rows, labels, pace=pace)
 
     quick = trained(Pace())
     begun_s = time.monotonic()
     slow = trained(Pace(slowdown=1e3, planned_s=1.0))
     assert 1.0 <= time.monotonic() - begun_s < 3.0
-    ours, theirs = quick.adapter.tensors(), slow.adapter.tensors()
+    ours, theirs = quick.adapter.tensors, slow.adapter.tensors
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(RunError, match="given up"):
         trained(Pace(stop_at_s=time.monotonic()))
@@ -107,11 +109,11 @@ def test_updates_in_any_order_give_the_same_model(tiny_config):
     state = clients.initial_state()
 
     class Backwards(InProcessClients):
-        def train(self, start, plan, round):
-            return dict(reversed(super().train(start, plan, round).items()))
+        def train(self, starts, plan, state):
+            return dict(reversed(super().train(starts, plan, state).items()))
 
-    one, _ = run_round(state, clients, clients.config)
-    other, _ = run_round(replace(state), Backwards(**vars(clients)), clients.config)
+    one, _ = run_round(state, clients)
+    other, _ = run_round(replace(state), Backwards(**vars(clients)))
     clients.close()
-    ours, theirs = one.adapter.tensors(), other.adapter.tensors()
+    ours, theirs = one.adapter.tensors, other.adapter.tensors
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,4 +1,4 @@
-"""Promises of local training and of judging a model."""
+"""Promises of local training and of evaluating a model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch.nn import functional
 
 from splitrank import streams
 from splitrank.errors import RunError
-from splitrank.learning.adapters import lora
+from splitrank.learning.adapters.method import load, read
+from splitrank.learning.adapters.methods import METHODS
 from splitrank.learning.client import (
+    Task,
     Training,
-    judge,
+    classification_metrics,
     learning_rate_factor,
     predict_logits,
     shuffled_batches,
     train,
 )
 from splitrank.learning.trunk import trunk_outputs
-from tests.learning.test_encoder import load, random_ids
+from tests.learning import oracle
+from tests.learning.oracle import adapt, begin, random_ids, same_bits
 
 DEFAULTS = {
     "learning_rate": 1e-2,
@@ -35,88 +38,110 @@ LENGTHS = [5, 17, 9, 30, 3, 12, 8, 21, 6, 6]
 LABELS = np.array([0, 1, 2, 3, 0, 1, 2, 3, 0, 1], dtype=np.int64)
 
 
+def everything(name, tensor, client, turn):
+    return None
+
+
+def task(start, **changes) -> Task:
+    defaults = {"personal": {}, "select": everything, "seed": 0, "round": 1, "client": 0, "turn": 0}
+    return Task(start=start, **{**defaults, **changes})
+
+
 @pytest.fixture
 def setting(tiny_model):
-    """An encoder with LoRA, cached texts, and the adapter of the first round at rank 3."""
+    """An encoder with a method, cached texts, and the adapter of the first round at rank 3."""
     opened = []
 
-    def make(dropout: float = 0.0):
-        encoder = load(tiny_model("roberta"), dropout=dropout)
-        texts = trunk_outputs(encoder, random_ids(64, LENGTHS), limit_bytes=10**9, what="texts")
+    def make(name="lora", *, dropout=0.0, policy="full"):
+        linears = ("query", "value")
+        adapted = adapt(oracle.fresh(tiny_model("roberta"), dropout=dropout), name, linears=linears, dropout=dropout)
+        texts = trunk_outputs(adapted.encoder, random_ids(64, LENGTHS), limit_bytes=10**9, what="texts")
         opened.append(texts)
-        peft_model = lora.attach(encoder, ("query", "value"), scaling=2.0, dropout=dropout)
-        start = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
-        return encoder, peft_model, texts, lora.resize(start, 3, seed=0, round=1)
+        return adapted, texts, begin(adapted, 3, policy)
 
     yield make
     for texts in opened:
         texts.close()
 
 
-def trained(setting, rows=None, *, round=1, client=0, local_head=None, adapter=None, dropout=0.0, **changes):
-    encoder, peft_model, texts, start = setting(dropout)
+def trained(setting, rows=None, *, name="lora", adapter=None, dropout=0.0, asked=None, **changes):
+    adapted, texts, start = setting(name, dropout=dropout)
     return train(
-        encoder,
-        peft_model,
-        adapter or start,
+        adapted,
+        task(adapter or start, **(asked or {})),
         texts,
         np.arange(10) if rows is None else np.array(rows),
         LABELS,
         Training(**{**DEFAULTS, **changes}),
-        seed=0,
-        round=round,
-        client=client,
-        local_head=local_head or {},
     )
 
 
 def same(first, second) -> bool:
-    tensors = second.adapter.tensors()
-    return all(torch.equal(tensor, tensors[name]) for name, tensor in first.adapter.tensors().items())
+    return same_bits(first.adapter.tensors, second.adapter.tensors)
 
 
-def test_training_equals_plain_hugging_face_training(setting):
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_training_equals_plain_hugging_face_training(name, setting):
     """One epoch by hand with PEFT's own forward, torch's AdamW and clipping gives the same adapter."""
-    update = trained(setting, weight_decay=0.1, learning_rate=1e-3)
-    encoder, peft_model, texts, start = setting()
-    parameters = lora.load(peft_model, start)
+    update = trained(setting, name=name, weight_decay=0.1, learning_rate=1e-3)
+    adapted, texts, start = setting(name)
+    parameters = list(load(adapted, start).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
     ids = random_ids(64, LENGTHS)
     losses = []
     for batch in shuffled_batches(texts.lengths, 4, streams.generator(0, "batches", 1, 0)):
-        encoded = encoder.tokenizer.pad({"input_ids": [ids[row] for row in batch]}, return_tensors="pt")
-        loss = functional.cross_entropy(peft_model(**encoded).logits, torch.from_numpy(LABELS[batch]))
+        encoded = adapted.encoder.tokenizer.pad({"input_ids": [ids[row] for row in batch]}, return_tensors="pt")
+        loss = functional.cross_entropy(adapted.peft_model(**encoded).logits, torch.from_numpy(LABELS[batch]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses += [loss.item()] * len(batch)
-    expected = lora.read(peft_model, start)
-    for name, tensor in update.adapter.tensors().items():
-        torch.testing.assert_close(tensor, expected.tensors()[name], rtol=1e-3, atol=2e-5)
+    expected = read(adapted, start)
+    for key, tensor in update.adapter.tensors.items():
+        torch.testing.assert_close(tensor, expected.tensors[key], rtol=1e-3, atol=2e-5)
     assert update.train_loss == pytest.approx(np.mean(losses), rel=1e-5)
     assert update.num_samples == 10
 
 
-def test_same_stream_same_bits_and_no_global_randomness(setting):
+@pytest.mark.parametrize("policy", ["full", "out_proj", "frozen"])
+@pytest.mark.parametrize("name", METHODS)
+def test_training_moves_all_that_is_trained_and_nothing_else(name, policy, setting):
+    adapted, texts, start = setting(name, policy=policy)
+    own = {id(parameter) for parameter in load(adapted, start).values()}
+    state = adapted.encoder.model.state_dict(keep_vars=True)
+    base = {key: tensor.detach().clone() for key, tensor in state.items() if id(tensor) not in own}
+    before = {key: tensor.clone() for key, tensor in start.tensors.items()}
+    update = train(adapted, task(start), texts, np.arange(10), LABELS, Training(**DEFAULTS))
+    assert same_bits(start.tensors, before)
+    assert list(update.adapter.tensors) == list(before)
+    assert (update.adapter.rank, update.adapter.scaling) == (start.rank, start.scaling)
+    assert not any(torch.equal(tensor, before[key]) for key, tensor in update.adapter.tensors.items())
+    after = adapted.encoder.model.state_dict()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in base.items())
+    assert dict(update.personal) == {}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_same_stream_same_bits_and_no_global_randomness(name, setting):
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = trained(setting, dropout=0.2)
+    first = trained(setting, name=name, dropout=0.2)
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(2)
-    assert same(first, trained(setting, dropout=0.2))
-    assert not same(first, trained(setting, dropout=0.2, client=1))
-    assert not same(first, trained(setting, dropout=0.2, round=2))
+    assert same(first, trained(setting, name=name, dropout=0.2))
+    assert not same(first, trained(setting, name=name, dropout=0.2, asked={"client": 1}))
+    assert not same(first, trained(setting, name=name, dropout=0.2, asked={"round": 2}))
 
 
 def test_moments_start_fresh(setting):
     """A second round depends on the adapter alone, not on what was trained before in this process."""
     first = trained(setting)
-    alone = trained(setting, round=2, adapter=first.adapter)
-    encoder, peft_model, texts, start = setting()
+    alone = trained(setting, adapter=first.adapter, asked={"round": 2})
+    adapted, texts, start = setting()
     arguments = (texts, np.arange(10), LABELS, Training(**DEFAULTS))
-    one = train(encoder, peft_model, start, *arguments, seed=0, round=1, client=0, local_head={})
-    two = train(encoder, peft_model, one.adapter, *arguments, seed=0, round=2, client=0, local_head={})
+    one = train(adapted, task(start), *arguments)
+    two = train(adapted, task(one.adapter, round=2), *arguments)
     assert same(alone, two)
 
 
@@ -149,12 +174,12 @@ def test_schedules():
 
 
 def test_the_linear_schedule_spans_the_run(setting):
-    constant = trained(setting, round=3, num_rounds=3)
-    linear = trained(setting, round=3, num_rounds=3, schedule="linear")
-    start = setting()[3].tensors()
+    constant = trained(setting, num_rounds=3, asked={"round": 3})
+    linear = trained(setting, num_rounds=3, schedule="linear", asked={"round": 3})
+    start = setting()[2].tensors
 
     def moved(update):
-        return sum((tensor - start[name]).norm().item() for name, tensor in update.adapter.tensors().items())
+        return sum((tensor - start[name]).norm().item() for name, tensor in update.adapter.tensors.items())
 
     assert moved(linear) < 0.5 * moved(constant)
 
@@ -164,44 +189,44 @@ def test_clipping_bounds_the_step_of_plain_gradients(setting):
 
 
 def test_divergence_is_a_clear_error(setting):
-    encoder, peft_model, texts, start = setting()
-    start.head["classifier.out_proj.bias"].fill_(float("nan"))
+    adapted, texts, start = setting()
+    start.tensors["head/classifier.out_proj.bias"].fill_(float("nan"))
     with pytest.raises(
         RunError, match=r"loss and weights of client 2 in round 1 must be finite.*train\.learning_rate below 0\.01"
     ):
-        train(
-            encoder, peft_model, start, texts, np.arange(10), LABELS, Training(**DEFAULTS),
-            seed=0, round=1, client=2, local_head={},
-        )  # fmt: skip
+        train(adapted, task(start, client=2), texts, np.arange(10), LABELS, Training(**DEFAULTS))
 
 
-def test_local_heads_are_trained_and_stay(setting):
-    encoder, peft_model, texts, start = setting()
-    head = {name: tensor.clone() for name, tensor in start.head.items()}
-    shared = lora.from_tensors({k: v for k, v in start.tensors().items() if not k.startswith("head/")}, 3, 2.0)
-    update = train(
-        encoder, peft_model, shared, texts, np.arange(10), LABELS, Training(**DEFAULTS),
-        seed=0, round=1, client=0, local_head=head,
-    )  # fmt: skip
-    assert update.adapter.head == {}
-    assert update.local_head.keys() == head.keys()
-    assert not any(torch.equal(tensor, head[name]) for name, tensor in update.local_head.items())
+@pytest.mark.parametrize("name", METHODS)
+def test_personal_tensors_are_trained_and_stay(name, setting):
+    adapted, texts, whole = setting(name)
+    shared = setting(name, policy="frozen")[2]
+    head = {key: tensor.clone() for key, tensor in whole.only("head").items()}
+    before = {key: tensor.clone() for key, tensor in head.items()}
+    arguments = (texts, np.arange(10), LABELS, Training(**DEFAULTS))
+    update = train(adapted, task(shared, personal=head), *arguments)
+    assert update.adapter.kinds == shared.kinds
+    assert list(update.personal) == list(head)
+    assert not any(torch.equal(tensor, before[key]) for key, tensor in update.personal.items())
+    assert same_bits(head, before)
+    together = train(adapted, task(whole), *arguments).adapter
+    assert same_bits({**update.adapter.tensors, **update.personal}, together.tensors)
 
 
 def test_predictions_do_not_depend_on_the_batch(setting):
-    encoder, peft_model, texts, start = setting()
-    lora.load(peft_model, start)
-    together = predict_logits(encoder, texts, np.arange(10), "")
-    alone = np.concatenate([predict_logits(encoder, texts, np.array([row]), "") for row in range(10)])
+    adapted, texts, start = setting()
+    load(adapted, start)
+    together = predict_logits(adapted, texts, np.arange(10), "")
+    alone = np.concatenate([predict_logits(adapted, texts, np.array([row]), "") for row in range(10)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_judging():
+def test_evaluating():
     draws = np.random.default_rng(0)
     logits = draws.standard_normal((40, 4)).astype(np.float32)
     labels = draws.integers(0, 4, 40)
     shares = [np.arange(0, 30), np.arange(30, 40), np.array([], dtype=np.int64)]
-    result = judge(logits, labels, shares)
+    result = classification_metrics(logits, labels, shares)
     predicted = logits.argmax(axis=1)
     assert result.accuracy == np.mean(predicted == labels)
     assert result.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))

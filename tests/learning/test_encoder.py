@@ -2,77 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
-from splitrank import streams
 from splitrank.errors import ConfigError, InputError
-from splitrank.learning.adapters import lora
-from splitrank.learning.encoder import Encoder, load_encoder
+from splitrank.learning.adapters.method import AdaptedEncoder, load
+from splitrank.learning.encoder import Encoder
+from splitrank.learning.forward import packed_logits
 from splitrank.learning.trunk import trunk_outputs
 from splitrank.placement import MAPS
 from tests.conftest import TINY_FAMILIES
+from tests.learning import oracle
+from tests.learning.oracle import adapt, begin, moved, random_ids
 
-LABELS = ["a", "b", "c", "d"]
 PLACES = ["last:3", "first:3", "middle:3", "all"]
 
 
-def load(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
-    defaults = {"precision": torch.float32, "device": torch.device("cpu"), "max_length": 32}
-    return load_encoder(str(folder), trained_layers, LABELS, **{**defaults, **options})
-
-
-def random_ids(vocab_size: int, lengths: list[int]) -> list[np.ndarray]:
-    draws = streams.generator(3, "test-ids")
-    return [np.array([2, *draws.integers(5, vocab_size, length - 2), 3], dtype=np.int32) for length in lengths]
-
-
-def gradients(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in parameters.items()}
-
-
-def assert_same_as_hugging_face(encoder: Encoder, ids: list[list[int]], maps: tuple[str, ...]) -> None:
+def assert_same_as_hugging_face(encoder: Encoder, ids: list[np.ndarray], linears: tuple[str, ...]) -> None:
     """Compare our uncached and cached passes with the PEFT-wrapped Hugging Face model itself."""
-    peft_model = lora.attach(encoder, maps, scaling=2.0, dropout=0.0)
-    start = lora.initial(peft_model, scaling=2.0, head=lora.trained_head(encoder, peft_model, "full"))
-    adapter = lora.resize(start, 3, seed=0, round=1)
-    for path, tensor in adapter.lora_B.items():  # with B = 0 A's gradient would be zero and prove nothing
-        draws = streams.generator(1, f"B/{path}").standard_normal(tuple(tensor.shape)) * 0.1
-        adapter.lora_B[path] = torch.from_numpy(draws).float()
-    lora.load(peft_model, adapter)
-    named = {name: parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
-    assert any("lora_A" in name for name in named)
-    assert any("classifier" in name for name in named)
+    assert_same_as_peft(adapt(encoder, linears=linears), ids)
 
+
+def assert_same_as_peft(adapted: AdaptedEncoder, ids: list[np.ndarray]) -> None:
+    assert adapted.forward is packed_logits
+    encoder = adapted.encoder
+    parameters = load(adapted, moved(begin(adapted, 3)))
     batch = encoder.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-    labels = torch.arange(len(ids)) % 4
-    expected = peft_model(**batch).logits
-    functional.cross_entropy(expected, labels).backward()
-    expected_gradients = gradients(named)
+    expected = adapted.peft_model(**batch).logits
+    expected_gradients = oracle.gradients(expected, parameters)
+    assert all(gradient.norm() > 0 for gradient in expected_gradients.values())
 
     cached = trunk_outputs(encoder, ids, limit_bytes=10**9, what="texts")
     cached_hidden, lengths = cached.read(range(len(ids)))
     cached.close()
     for hidden in (encoder.trunk(ids), cached_hidden):
-        peft_model.zero_grad()
-        logits = encoder.logits(hidden, lengths)
-        functional.cross_entropy(logits, labels).backward()
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-        for name, gradient in gradients(named).items():
-            scale = expected_gradients[name].norm()
-            assert scale > 0, name
-            assert (gradient - expected_gradients[name]).norm() / scale < 1e-5, name
+        logits = adapted.logits(hidden, lengths)
+        oracle.assert_logits(logits, expected)
+        oracle.assert_gradients(oracle.gradients(logits, parameters), expected_gradients)
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_forward_and_gradients_equal_hugging_face(family, place, tiny_model):
-    encoder = load(tiny_model(family), place)
+    encoder = oracle.load(tiny_model(family), place)
     assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9, 30, 2, 12]), MAPS)
 
 
@@ -84,32 +59,25 @@ class Halving(torch.nn.Dropout):
 
 
 @pytest.mark.parametrize("place", ["last:3", "middle:3"])
-@pytest.mark.parametrize("maps", [MAPS, ("query", "value"), ("key",)])
-def test_dropout_before_adapters_equals_hugging_face(maps, place, tiny_model, monkeypatch):
-    """Then a map's LoRA reads other states than its frozen matrix."""
-    attach = lora.attach
-
-    def attach_halving(*arguments, **options):
-        peft_model = attach(*arguments, **options)
-        for layer in peft_model.modules():
-            if isinstance(layer, LoraLayer):
-                layer.lora_dropout["default"] = Halving(0.5)
-        return peft_model
-
-    monkeypatch.setattr(lora, "attach", attach_halving)
-    encoder = load(tiny_model("roberta"), place)
-    encoder.model.train()
-    assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9]), maps)
+@pytest.mark.parametrize("linears", [MAPS, ("query", "value"), ("key",)])
+def test_dropout_before_adapters_equals_hugging_face(linears, place, tiny_model):
+    """Then a linear's LoRA reads other states than its frozen matrix."""
+    adapted = adapt(oracle.load(tiny_model("roberta"), place), linears=linears)
+    for layer in adapted.encoder.model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_dropout["default"] = Halving(0.5)
+    adapted.encoder.model.train()
+    assert_same_as_peft(adapted, random_ids(64, [5, 17, 9]))
 
 
 @pytest.mark.parametrize("lengths", [[16] * 8, [20] * 32, [9] * 3, [9], [32, 31, 3, 30, 32], [2, 31]])
 def test_batches_with_and_without_padding(lengths, tiny_model):
     """Rows that are the grid itself, rows that fill their blocks but not the grid, rows with filling, one text."""
-    assert_same_as_hugging_face(load(tiny_model("roberta")), random_ids(64, lengths), MAPS)
+    assert_same_as_hugging_face(oracle.load(tiny_model("roberta")), random_ids(64, lengths), MAPS)
 
 
 def test_gaps_between_trained_layers(tiny_model):
-    encoder = load(tiny_model("roberta"), [1, 4])
+    encoder = oracle.load(tiny_model("roberta"), [1, 4])
     assert encoder.cut_layer == 1
     assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9]), ("query", "value"))
 
@@ -117,7 +85,7 @@ def test_gaps_between_trained_layers(tiny_model):
 @pytest.mark.real
 @pytest.mark.parametrize("place", PLACES)
 def test_minilm_equals_hugging_face(place):
-    encoder = load("minilm", place, max_length=128)
+    encoder = oracle.load("minilm", place, max_length=128)
     ids = random_ids(encoder.model.config.vocab_size, [7, 64, 128, 21, 3])
     assert_same_as_hugging_face(encoder, ids, MAPS)
 
@@ -125,15 +93,15 @@ def test_minilm_equals_hugging_face(place):
 def test_dropout_is_off_unless_asked_for(tiny_model):
     ids, lengths = random_ids(64, [9, 12]), torch.tensor([9, 12])
     for dropout, repeats in ((0.0, True), (0.3, False)):
-        encoder = load(tiny_model("bert"), dropout=dropout)
-        hidden = encoder.trunk(ids)
+        encoder = oracle.load(tiny_model("bert"), dropout=dropout)
+        adapted, hidden = adapt(encoder), encoder.trunk(ids)
         encoder.model.train()
-        first, second = encoder.logits(hidden, lengths), encoder.logits(hidden, lengths)
+        first, second = adapted.logits(hidden, lengths), adapted.logits(hidden, lengths)
         assert torch.equal(first, second) is repeats
 
 
 def test_new_heads_come_from_the_seed(tiny_model):
-    first, same, other = (load(tiny_model("roberta"), seed=seed).model.classifier for seed in (1, 1, 2))
+    first, same, other = (oracle.load(tiny_model("roberta"), seed=seed).model.classifier for seed in (1, 1, 2))
     assert torch.equal(first.dense.weight, same.dense.weight)
     assert not torch.equal(first.dense.weight, other.dense.weight)
     assert not first.out_proj.bias.any()
@@ -141,14 +109,13 @@ def test_new_heads_come_from_the_seed(tiny_model):
 
 def test_loading_leaves_the_global_random_state_alone(tiny_model):
     before = torch.get_rng_state()
-    encoder = load(tiny_model("roberta"))
-    lora.attach(encoder, MAPS, scaling=2.0, dropout=0.0)
+    oracle.load(tiny_model("roberta"))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_trunk_keeps_its_precision_where_norms_do_not(tiny_model, monkeypatch):
     """CUDA's autocast gives float32 out of every layer norm."""
-    encoder = load(tiny_model("roberta"), precision=torch.bfloat16)
+    encoder = oracle.load(tiny_model("roberta"), precision=torch.bfloat16)
     plain = functional.layer_norm
     monkeypatch.setattr(functional, "layer_norm", lambda x, *rest: plain(x.float(), *rest))
     hidden = encoder.trunk(random_ids(64, [9, 12]))
@@ -157,10 +124,12 @@ def test_the_trunk_keeps_its_precision_where_norms_do_not(tiny_model, monkeypatc
 
 def test_half_precision_stays_close(tiny_model):
     ids, lengths = random_ids(64, [9, 12, 20]), torch.tensor([9, 12, 20])
-    exact, half = load(tiny_model("roberta")), load(tiny_model("roberta"), precision=torch.bfloat16)
-    hidden = half.trunk(ids)
+    exact, half = (
+        adapt(oracle.load(tiny_model("roberta"), precision=precision)) for precision in (torch.float32, torch.bfloat16)
+    )
+    hidden = half.encoder.trunk(ids)
     assert hidden.dtype == torch.bfloat16
-    difference = half.logits(hidden, lengths) - exact.logits(exact.trunk(ids), lengths)
+    difference = half.logits(hidden, lengths) - exact.logits(exact.encoder.trunk(ids), lengths)
     assert difference.abs().max() < 0.1
 
 
@@ -174,18 +143,18 @@ def test_half_precision_stays_close(tiny_model):
 )
 def test_what_the_model_does_not_have(options, message, tiny_model):
     with pytest.raises(ConfigError, match=message):
-        load(tiny_model("roberta"), **options)
+        oracle.load(tiny_model("roberta"), **options)
 
 
 def test_other_families_are_refused_with_the_list(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(InputError, match=r"roberta, xlm-roberta, camembert, bert, mpnet, distilbert.*gpt2"):
-        load(tmp_path)
+        oracle.load(tmp_path)
 
 
 def test_no_network_names_what_works_without():
     with pytest.raises(InputError, match="offline preset"):
-        load("nobody/has-this-model")
+        oracle.load("nobody/has-this-model")
 
 
 def test_weights_without_an_encoder_are_refused(tiny_model, tmp_path):
@@ -197,4 +166,4 @@ def test_weights_without_an_encoder_are_refused(tiny_model, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "layer.2." not in k}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="whole encoder"):
-        load(folder)
+        oracle.load(folder)

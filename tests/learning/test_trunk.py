@@ -18,7 +18,7 @@ import torch
 from splitrank.errors import InputError
 from splitrank.learning import trunk
 from splitrank.learning.trunk import cache_folder, clear_cache, length_batches, list_cache, trunk_outputs
-from tests.learning.test_encoder import load, random_ids
+from tests.learning.oracle import load, random_ids
 
 LIMIT = 10**9
 

@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 
 from splitrank import streams, units
+from splitrank.placement import target_maps
 from splitrank.planning.channel import path_loss_gain, rayleigh_gain
+from splitrank.planning.costs.cost import Count, TrainedPart, total
+from splitrank.planning.costs.table import COSTS
 from splitrank.planning.link import shannon_bps
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
-from splitrank.planning.workload import KNOWN_SHAPES, flops_workload, head_parameters, map_shapes, paper_workload
+from splitrank.planning.workload import (
+    KNOWN_SHAPES,
+    Payload,
+    TrainingAmount,
+    flops_workload,
+    head_numbers,
+    paper_workload,
+)
 
 SHAPE = KNOWN_SHAPES["roberta-base"]
 ONES = np.ones(3)
@@ -26,20 +36,30 @@ def uniform(seed: int, purpose: str, low: float, high: float) -> np.ndarray:
     return low + (high - low) * streams.uniform_per_client(seed, purpose, 0, 3)
 
 
+def part_of(targets: str) -> TrainedPart:
+    """LoRA in the last three layers."""
+    return TrainedPart(SHAPE, (9, 10, 11), target_maps(targets), "full", 4, frozenset({"lora_A", "lora_B"}))
+
+
+def payload(targets: str, bits: float, head: int) -> Payload:
+    count = total(COSTS["lora"].numbers(part_of(targets)).values()) + Count(head)
+    return Payload(count, count, bits)
+
+
 def paper_problem(seed: int, latency_s: float, energy_j: float) -> Problem:
     uplink_power_w = uniform(seed, "radio.uplink_power_w", 0.02, 0.1)
     up, down = (rayleigh_gain(1e-3 * ONES, seed, direction, 1) for direction in ("uplink", "downlink"))
     return Problem(
-        workload=paper_workload(map_shapes(SHAPE, "query-value"), 3, 40_000 * ONES, 1, 256, 0),
+        workload=paper_workload(part_of("query-value").sizes(), 3, 40_000 * ONES, 1, payload("query-value", 256, 0)),
         uplink_bps=shannon_bps(1e6 * ONES, up, uplink_power_w, 1e-9 * ONES),
         downlink_bps=shannon_bps(1e6 * ONES, down, ONES, 1e-9 * ONES),
         uplink_power_w=uplink_power_w,
         capacitance=uniform(seed, "client.capacitance", 0.2e-25, 1e-25),
         max_frequency_hz=1e9 * ONES,
         circuit_energy_j=50 * ONES,
-        energy_j=energy_j * ONES,
+        energy_budget_j=energy_j * ONES,
         rank_cap=np.full(3, 128),
-        latency_s=latency_s,
+        latency_budget_s=latency_s,
     )
 
 
@@ -49,18 +69,10 @@ def edge_problem(seed: int, latency_s: float) -> Problem:
     bandwidth_hz, samples = 360e3 * ONES, 2000 * ONES
     return Problem(
         workload=flops_workload(
-            SHAPE,
-            [9, 10, 11],
-            "all-linear",
-            head="full",
-            num_labels=4,
-            token_sum=64 * samples,
-            token_square_sum=64**2 * samples,
-            samples=samples,
-            epochs=1,
+            COSTS["lora"].flops(part_of("all-linear")),
+            TrainingAmount(samples, 64 * samples, 64**2 * samples, epochs=1, batch_size=32),
+            payload("all-linear", 32, head_numbers(768, 4, "full")),
             flops_per_cycle=32 * ONES,
-            bits_per_parameter=32,
-            head_parameters_sent=head_parameters(768, 4, "full"),
         ),
         uplink_bps=shannon_bps(bandwidth_hz, up, 0.2 * ONES, units.noise_power_w(-174, bandwidth_hz, 5)),
         downlink_bps=shannon_bps(bandwidth_hz, down, 0.36 * ONES, units.noise_power_w(-174, bandwidth_hz, 9)),
@@ -68,14 +80,14 @@ def edge_problem(seed: int, latency_s: float) -> Problem:
         capacitance=5e-28 * uniform(seed, "client.capacitance", 0.6, 1.4),
         max_frequency_hz=2e9 * uniform(seed, "client.max_frequency_hz", 0.7, 1.3),
         circuit_energy_j=5 * ONES,
-        energy_j=200 * ONES,
+        energy_budget_j=200 * ONES,
         rank_cap=np.full(3, 128),
-        latency_s=latency_s,
+        latency_budget_s=latency_s,
     )
 
 
 def planned_rank(problem: Problem) -> int:
-    return make_plan(problem, method="exact", frequency_policy="least-energy").rank
+    return make_plan(problem, method="exact", frequency_policy="least-energy").largest_rank
 
 
 @cache
@@ -89,7 +101,7 @@ def mean_ranks(latency_s: float, energy_j: float) -> tuple[float, float]:
             problem, method="random-frequency", frequency_policy="least-energy", frequency_hz=frequency_hz
         )
         planned.append(planned_rank(problem))
-        drawn.append(baseline.rank)
+        drawn.append(baseline.largest_rank)
     return float(np.mean(planned)), float(np.mean(drawn))
 
 

@@ -11,73 +11,60 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitrank.planning.plan import OPTIMAL_SOLVERS, Plan, make_plan, plan_json
-from splitrank.planning.problem import UNITS, Problem, binding, energy_j, feasible, frequency_range_hz, latency_s
+from splitrank.planning.plan import OPTIMAL_SOLVERS, make_plan, plan_json
+from splitrank.planning.problem import (
+    UNITS,
+    binding,
+    downlink_s,
+    energy_j,
+    feasible,
+    frequency_range_hz,
+    latency_s,
+    shortfalls,
+    uplink_s,
+)
 from splitrank.planning.solvers.exact import exact
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
-from splitrank.planning.workload import Workload
-from tests.planning.problems import random_problem
+from splitrank.planning.workload import Affine, Workload
+from tests.planning.problems import check_budgets, fixed, random_problem, roomy
 
 seeds = st.integers(0, 2**32 - 1)
 deterministic = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def roomy(num_clients: int = 1, **changes: Any) -> Problem:
-    """Clients that spend 1 s computing at full speed and 1 s on the air per rank, 1 J and 0.1 J; caps at 50."""
-    ones = np.ones(num_clients)
-    fields: dict[str, Any] = {
-        "workload": Workload(0 * ones, 1e9 * ones, 0 * ones, 1e6 * ones),
-        "uplink_bps": 2e6 * ones,
-        "downlink_bps": 2e6 * ones,
-        "uplink_power_w": 0.2 * ones,
-        "capacitance": 1e-27 * ones,
-        "max_frequency_hz": 1e9 * ones,
-        "circuit_energy_j": 1.0 * ones,
-        "energy_j": 1e6 * ones,
-        "rank_cap": np.full(num_clients, 50),
-        "latency_s": 1000.0,
-    }
-    return Problem(**{**fields, **changes})
-
-
-def check_budgets(plan: Plan, problem: Problem) -> None:
-    """E1 to E4 to 1e-9, computed from the equations of the paper rather than by the planner."""
-    part = plan.participants
-    f, bits, cycles = plan.frequency_hz, problem.workload.payload_bits(plan.rank), problem.workload.cycles(plan.rank)
-    with np.errstate(divide="ignore"):
-        up_s, down_s = bits / problem.uplink_bps, bits / problem.downlink_bps
-    deadline_s = problem.latency_s * (1 - problem.latency_margin)
-    time_s = cycles / f + up_s + down_s
-    spent_j = problem.capacitance * (cycles / f) * f**3 + problem.joules_per_cycle * cycles
-    spent_j = spent_j + problem.uplink_power_w * up_s + problem.circuit_energy_j
-    assert np.all(time_s[part] <= deadline_s * (1 + 1e-9))
-    assert np.all(spent_j[part] <= problem.energy_j[part] * (1 + 1e-9))
-    assert np.all((f[part] > 0) & (f[part] <= problem.max_frequency_hz[part]))
-    assert isinstance(plan.rank, int)
-    assert np.all((plan.rank >= 1) & (plan.rank <= problem.rank_cap[part]))
-    np.testing.assert_allclose(plan.latency_s[part], time_s[part])
-    np.testing.assert_allclose(plan.energy_j[part], spent_j[part])
-    np.testing.assert_allclose((plan.compute_s + plan.uplink_s + plan.downlink_s)[part], time_s[part])
-    for field in ("frequency_hz", "frequency_low_hz", "frequency_high_hz", "compute_s", "uplink_s", "latency_s"):
-        assert np.all(np.isnan(getattr(plan, field)) == ~part)
+ONE = Affine(np.ones(1), np.ones(1))
 
 
 @pytest.mark.parametrize("policy", ["least-energy", "least-latency"])
 @pytest.mark.parametrize("method", [*OPTIMAL_SOLVERS, "random-frequency"])
-@given(seed=seeds, margin=st.floats(0.0, 0.9), rank=st.none() | st.integers(1, 20))
+@pytest.mark.parametrize("rank_policy", ["common", "per-client"])
+@given(seed=seeds, margin=st.floats(0.0, 0.9), rank=st.none() | st.integers(1, 20), has_time_limit=st.booleans())
 @deterministic
-def test_every_plan_keeps_to_the_budgets(method: Any, policy: Any, seed: int, margin: float, rank: int | None) -> None:
-    problem = random_problem(seed, 40, margin)
+def test_every_plan_keeps_to_the_budgets(
+    method: Any, policy: Any, rank_policy: Any, seed: int, margin: float, rank: int | None, has_time_limit: bool
+) -> None:
+    problem = fixed(random_problem(seed, 40, margin, has_time_limit=has_time_limit), rank)
+    if not has_time_limit:
+        policy = "least-latency"
     drawn_hz = draw_frequency_hz(problem, seed, 1) if method == "random-frequency" else None
-    plan = make_plan(problem, method=method, frequency_policy=policy, rank=rank, sit_out=True, frequency_hz=drawn_hz)
+    plan = make_plan(
+        problem,
+        method=method,
+        frequency_policy=policy,
+        rank_policy=rank_policy,
+        sit_out=True,
+        frequency_hz=drawn_hz,
+    )
     np.testing.assert_array_equal(plan.participants, plan.max_rank >= (rank or 1))
     np.testing.assert_array_equal(plan.shortfalls.constraint == "", plan.participants)
     if plan.status == "infeasible":
-        assert plan.rank == 0
+        assert plan.largest_rank == plan.common_rank == 0
         assert not np.any(plan.participants)
     else:
         check_budgets(plan, problem)
-        assert plan.rank == (rank or plan.max_rank[plan.participants].min())
+        own = plan.max_rank[plan.participants]
+        expected = rank or (own.min() if rank_policy == "common" else own)
+        np.testing.assert_array_equal(plan.rank[plan.participants], expected)
     json.dumps(plan_json(plan, problem), allow_nan=False)
 
 
@@ -87,7 +74,7 @@ def test_policies_take_the_ends_of_the_range(seed: int, share: float) -> None:
     problem = random_problem(seed, 40)
     least_energy = make_plan(problem, method="exact", frequency_policy="least-energy", sit_out=True)
     least_latency = make_plan(problem, method="exact", frequency_policy="least-latency", sit_out=True)
-    part, rank = least_energy.participants, least_energy.rank
+    part, rank = least_energy.participants, least_energy.largest_rank
     if not np.any(part):
         return
     other_hz = least_energy.frequency_low_hz + share * (least_energy.frequency_high_hz - least_energy.frequency_low_hz)
@@ -96,7 +83,7 @@ def test_policies_take_the_ends_of_the_range(seed: int, share: float) -> None:
     # Least energy leaves no slack in time; least latency none in energy, unless at full speed.
     np.testing.assert_allclose(least_energy.latency_s[part], problem.deadline_s, rtol=1e-9)
     full_speed = least_latency.frequency_hz == problem.max_frequency_hz
-    spent = np.isclose(least_latency.energy_j, problem.energy_j, rtol=1e-9)
+    spent = np.isclose(least_latency.energy_j, problem.energy_budget_j, rtol=1e-9)
     assert np.all((full_speed | spent)[part])
 
 
@@ -112,8 +99,8 @@ def test_range_of_one_point_is_not_empty() -> None:
     problem = random_problem(2, 20_000)
     alive = exact(problem) > 0
     low_hz, _ = frequency_range_hz(problem, 1)
-    edge_j = np.where(alive, energy_j(problem, 1, low_hz), problem.energy_j)
-    problem = replace(problem, energy_j=edge_j)
+    edge_j = np.where(alive, energy_j(problem, 1, low_hz), problem.energy_budget_j)
+    problem = replace(problem, energy_budget_j=edge_j)
     low_hz, high_hz = frequency_range_hz(problem, 1)
     fits = feasible(problem, 1)
     assert 0.1 < np.mean(fits[alive]) < 0.9  # rounding goes either way
@@ -122,7 +109,7 @@ def test_range_of_one_point_is_not_empty() -> None:
 
 def test_statuses() -> None:
     plan = make_plan(roomy(3), method="exact", frequency_policy="least-energy")
-    assert (plan.status, plan.rank) == ("optimal", 50)
+    assert (plan.status, plan.common_rank) == ("optimal", 50)
 
     drawn_hz = draw_frequency_hz(roomy(3), 0, 1)
     plan = make_plan(roomy(3), method="random-frequency", frequency_policy="least-energy", frequency_hz=drawn_hz)
@@ -131,33 +118,33 @@ def test_statuses() -> None:
 
     one_dead = roomy(3, uplink_bps=np.array([2e6, 0.0, 2e6]))
     plan = make_plan(one_dead, method="exact", frequency_policy="least-energy")
-    assert (plan.status, plan.rank) == ("infeasible", 0)
+    assert (plan.status, plan.common_rank) == ("infeasible", 0)
     assert not np.any(plan.participants)
     assert np.all(np.isnan(plan.frequency_hz))
     np.testing.assert_array_equal(plan.max_rank, [50, 0, 50])
 
     plan = make_plan(one_dead, method="exact", frequency_policy="least-energy", sit_out=True)
-    assert (plan.status, plan.rank) == ("optimal", 50)
+    assert (plan.status, plan.common_rank) == ("optimal", 50)
     np.testing.assert_array_equal(plan.participants, [True, False, True])
 
     all_dead = roomy(3, uplink_bps=np.zeros(3))
     plan = make_plan(all_dead, method="exact", frequency_policy="least-energy", sit_out=True)
-    assert (plan.status, plan.rank) == ("infeasible", 0)
+    assert (plan.status, plan.common_rank) == ("infeasible", 0)
 
 
 def test_fixed_rank_plans_frequencies_only() -> None:
     problem = roomy(2, max_frequency_hz=np.array([1e9, 1e7]))
-    plan = make_plan(problem, method="exact", frequency_policy="least-energy", rank=20)
+    plan = make_plan(fixed(problem, 20), method="exact", frequency_policy="least-energy")
     assert plan.status == "infeasible"
     np.testing.assert_array_equal(plan.max_rank, [50, 9])
-    plan = make_plan(problem, method="exact", frequency_policy="least-energy", rank=20, sit_out=True)
-    assert (plan.status, plan.rank) == ("optimal", 20)
+    plan = make_plan(fixed(problem, 20), method="exact", frequency_policy="least-energy", sit_out=True)
+    assert (plan.status, plan.common_rank) == ("optimal", 20)
     np.testing.assert_array_equal(plan.participants, [True, False])
     assert plan.frequency_hz[0] == pytest.approx(20e9 / (1000 - 20))
     np.testing.assert_array_equal(plan.shortfalls.constraint, ["", "frequency"])
     np.testing.assert_allclose(plan.shortfalls.needed, [np.nan, 20e9 / (1000 - 20)])
     np.testing.assert_array_equal(plan.shortfalls.available, [np.nan, 1e7])
-    above_cap = make_plan(problem, method="exact", frequency_policy="least-energy", rank=51)
+    above_cap = make_plan(fixed(problem, 51), method="exact", frequency_policy="least-energy")
     assert set(above_cap.shortfalls.constraint) == {"rank-cap"}
     np.testing.assert_array_equal(above_cap.shortfalls.needed, [51, 51])
     np.testing.assert_array_equal(above_cap.shortfalls.available, [50, 50])
@@ -166,7 +153,7 @@ def test_fixed_rank_plans_frequencies_only() -> None:
 BOUND_BY = {
     "rank-cap": roomy(),
     "latency": roomy(uplink_bps=np.array([1e4])),  # 100 s of airtime a rank and next to no computing
-    "energy": roomy(energy_j=np.array([1e-3 + 1.0 + 0.1 * 20])),
+    "energy": roomy(energy_budget_j=np.array([1e-3 + 1.0 + 0.1 * 20])),
     "frequency": roomy(max_frequency_hz=np.array([1e7])),
 }
 
@@ -175,28 +162,28 @@ BOUND_BY = {
 def test_every_binding_constraint_is_reached(word: str) -> None:
     problem = BOUND_BY[word]
     plan = make_plan(problem, method="exact", frequency_policy="least-energy")
-    assert plan.rank == plan.max_rank[0] >= 1
+    assert plan.largest_rank == plan.max_rank[0] >= 1
     assert plan.binding[0] == word
     # Lifting what binds, and nothing else, admits the next rank.
     lifted = {
         "rank-cap": {"rank_cap": problem.rank_cap + 1},
-        "latency": {"latency_s": problem.latency_s * 2},
-        "energy": {"energy_j": problem.energy_j * 2},
+        "latency": {"latency_budget_s": problem.latency_budget_s * 2},
+        "energy": {"energy_budget_j": problem.energy_budget_j * 2},
         "frequency": {"max_frequency_hz": problem.max_frequency_hz * 2},
     }[word]
-    assert exact(replace(problem, **lifted))[0] > plan.rank
+    assert exact(replace(problem, **lifted))[0] > plan.largest_rank
 
 
-@given(seeds)
+@given(seeds, st.booleans())
 @deterministic
-def test_binding_says_what_the_next_rank_lacks(seed: int) -> None:
+def test_binding_says_what_the_next_rank_lacks(seed: int, has_time_limit: bool) -> None:
     """By the definition in words, with each limit lifted in turn."""
-    problem = random_problem(seed, 100)
+    problem = random_problem(seed, 100, has_time_limit=has_time_limit, may_be_free=not has_time_limit)
     max_rank = exact(problem)
     words, rank = binding(problem, max_rank), max_rank + 1
     with np.errstate(all="ignore"):
-        airtime_s = problem.workload.payload_bits(rank) * (1 / problem.uplink_bps + 1 / problem.downlink_bps)
-    no_energy_limit = feasible(replace(problem, energy_j=np.inf), rank)
+        airtime_s = uplink_s(problem, rank) + downlink_s(problem, rank)
+    no_energy_limit = feasible(replace(problem, energy_budget_j=np.inf), rank)
     no_speed_limit = feasible(replace(problem, max_frequency_hz=1e300), rank)
     capped = max_rank == problem.rank_cap
     np.testing.assert_array_equal(words == "rank-cap", capped)
@@ -208,19 +195,25 @@ def test_binding_says_what_the_next_rank_lacks(seed: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "constraint", "needed", "available", "unit"),
     [
-        ({"latency_s": 0.5}, "latency", 1.0, 0.5, "s"),
-        ({"latency_s": 1.0, "latency_margin": 0.2}, "latency", 1.0, 0.8, "s"),
+        ({"latency_budget_s": 0.5}, "latency", 1.0, 0.5, "s"),
+        ({"latency_budget_s": 1.0, "latency_margin": 0.2}, "latency", 1.0, 0.8, "s"),
         ({"uplink_bps": np.zeros(1)}, "latency", np.inf, 1000.0, "s"),
-        ({"energy_j": np.array([1.05]), "latency_s": 2.25}, "energy", 1.1 + 0.64, 1.05, "J"),  # W < 0
-        ({"energy_j": np.array([1.1 + 0.3]), "latency_s": 2.25}, "energy", 1.1 + 0.64, 1.4, "J"),  # f_lat = 0.8 GHz
-        ({"latency_s": 1.5}, "frequency", 2e9, 1e9, "Hz"),
+        ({"energy_budget_j": np.array([1.05]), "latency_budget_s": 2.25}, "energy", 1.1 + 0.64, 1.05, "J"),  # W < 0
+        ({"energy_budget_j": np.array([1.4]), "latency_budget_s": 2.25}, "energy", 1.1 + 0.64, 1.4, "J"),  # 0.8 GHz
+        ({"latency_budget_s": 1.5}, "frequency", 2e9, 1e9, "Hz"),
+        ({"latency_budget_s": np.inf, "energy_budget_j": np.array([0.9])}, "energy", 1.1, 0.9, "J"),
+        ({"latency_budget_s": np.inf, "uplink_bps": np.zeros(1)}, "latency", np.inf, np.inf, "s"),
+        (
+            {"latency_budget_s": np.inf, "energy_budget_j": np.inf, "downlink_bps": np.zeros(1)},
+            *("latency", np.inf, np.inf, "s"),
+        ),
     ],
 )
 def test_shortfall_names_what_is_missing(
     changes: dict[str, Any], constraint: str, needed: float, available: float, unit: str
 ) -> None:
     problem = roomy(**changes)
-    plan = make_plan(problem, method="exact", frequency_policy="least-energy")
+    plan = make_plan(problem, method="exact", frequency_policy="least-latency")
     assert plan.status == "infeasible"
     blocked = plan.shortfalls
     assert plan.binding[0] == blocked.constraint[0] == constraint
@@ -229,21 +222,66 @@ def test_shortfall_names_what_is_missing(
     assert UNITS[constraint] == unit
 
 
-@given(seeds)
+@given(seeds, st.booleans())
 @deterministic
-def test_a_shortfall_is_short(seed: int) -> None:
-    problem = random_problem(seed, 60)
+def test_a_shortfall_is_short(seed: int, has_time_limit: bool) -> None:
+    problem = random_problem(seed, 60, has_time_limit=has_time_limit)
     for drawn_hz in (None, draw_frequency_hz(problem, seed, 1, "full")):
         plan = make_plan(
             problem,
             method="exact" if drawn_hz is None else "random-frequency",
-            frequency_policy="least-energy",
+            frequency_policy="least-latency",
             frequency_hz=drawn_hz,
         )
         unable, blocked = plan.max_rank == 0, plan.shortfalls
         np.testing.assert_array_equal(blocked.constraint, np.where(unable, plan.binding, ""))
         assert np.all(blocked.needed[unable] >= blocked.available[unable] * (1 - 1e-12))
         assert np.all(np.isnan(blocked.needed[~unable]) & np.isnan(blocked.available[~unable]))
+
+
+def test_without_limits_everybody_runs_at_full_speed() -> None:
+    problem = roomy(2, latency_budget_s=np.inf, energy_budget_j=np.inf, max_frequency_hz=np.array([1e9, 1e6]))
+    plan = make_plan(problem, method="exact", frequency_policy="least-latency")
+    assert (plan.status, plan.common_rank) == ("optimal", 50)
+    np.testing.assert_array_equal(plan.frequency_hz, problem.max_frequency_hz)
+    np.testing.assert_array_equal(plan.frequency_low_hz, [0.0, 0.0])
+    assert set(plan.binding) == {"rank-cap"}
+    with pytest.raises(ValueError, match="least-latency"):
+        make_plan(problem, method="exact", frequency_policy="least-energy")
+
+
+@given(seed=seeds)
+@deterministic
+def test_no_limit_is_a_limit_that_is_never_met(seed: int) -> None:
+    """An infinite budget gives what a huge one gives, up to rounding in the energy that is left."""
+    problem = random_problem(seed, 60)
+    unlimited, huge = (replace(problem, latency_budget_s=budget_s) for budget_s in (np.inf, 1e30))
+    plans = [
+        make_plan(one, method="exact", frequency_policy="least-latency", rank_policy="per-client", sit_out=True)
+        for one in (unlimited, huge)
+    ]
+    np.testing.assert_array_equal(plans[0].rank, plans[1].rank)
+    np.testing.assert_allclose(plans[0].frequency_hz, plans[1].frequency_hz)
+    np.testing.assert_array_equal(plans[0].binding, plans[1].binding)
+    np.testing.assert_array_equal(plans[0].shortfalls.constraint, plans[1].shortfalls.constraint)
+
+
+def test_drawn_frequencies_are_above_0_without_a_time_limit() -> None:
+    problem = random_problem(3, 2000, has_time_limit=False)
+    drawn_hz = draw_frequency_hz(problem, 3, 1)
+    fits = feasible(problem, 1)
+    assert np.all((drawn_hz > 0)[fits] & (drawn_hz <= problem.max_frequency_hz)[fits])
+    assert np.all(np.isnan(drawn_hz[~fits]))
+
+
+def test_a_client_that_costs_nothing_takes_no_time() -> None:
+    free = Affine(np.zeros(1), np.zeros(1))
+    problem = roomy(workload=Workload(free, free, free), uplink_bps=np.zeros(1), downlink_bps=np.zeros(1))
+    for policy in ("least-energy", "least-latency"):
+        plan = make_plan(problem, method="exact", frequency_policy=policy)  # type: ignore[arg-type]
+        assert (plan.status, plan.common_rank) == ("optimal", 50)
+        np.testing.assert_array_equal([plan.latency_s[0], plan.energy_j[0]], [0.0, 1.0])
+    np.testing.assert_array_equal(shortfalls(problem, 50, np.ones(1, bool)).constraint, [""])
 
 
 def test_json_of_a_plan() -> None:
@@ -283,21 +321,26 @@ def test_frequencies_go_with_the_random_method_only() -> None:
         {"capacitance": -np.ones(1)},
         {"max_frequency_hz": np.full(1, np.inf)},
         {"rank_cap": np.zeros(1, np.int64)},
-        {"energy_j": np.ones(2)},
-        {"latency_s": 0.0},
-        {"latency_s": np.inf},
+        {"energy_budget_j": np.ones(2)},
+        {"latency_budget_s": 0.0},
+        {"latency_budget_s": np.nan},
+        {"rank_floor": np.zeros(1, np.int64)},
+        {"rank_floor": np.full(1, 3), "rank_ceiling": np.full(1, 2)},
         {"latency_margin": 1.0},
-        {"workload": Workload(-np.ones(1), np.ones(1), np.ones(1), np.ones(1))},
-        {"workload": Workload(9 * np.ones(1), -np.ones(1), np.ones(1), np.ones(1))},
-        {"workload": Workload(np.ones(0), np.ones(0), np.ones(0), np.ones(0))},
+        {"workload": Workload(Affine(-2 * np.ones(1), np.ones(1)), ONE, ONE)},
+        {"workload": Workload(ONE, ONE, Affine(9 * np.ones(1), -np.ones(1)))},
+        {"workload": Workload(ONE, Affine(np.ones(2), np.ones(2)), ONE)},
+        {"workload": Workload(*3 * [Affine(np.ones(0), np.ones(0))])},
     ],
 )
 def test_a_problem_outside_its_ranges_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(changes)).replace("latency_s", "T0").replace("latency_", "")):
+    with pytest.raises(ValueError, match=next(iter(changes)).replace("latency_budget_s", "T0").replace("latency_", "")):
         roomy(**changes)
 
 
 def test_scalars_are_shared_by_all_clients() -> None:
-    problem = roomy(3, energy_j=7.0, rank_cap=4)
-    np.testing.assert_array_equal(problem.energy_j, [7.0, 7.0, 7.0])
+    problem = roomy(3, energy_budget_j=7.0, rank_cap=4)
+    np.testing.assert_array_equal(problem.energy_budget_j, [7.0, 7.0, 7.0])
     np.testing.assert_array_equal(problem.rank_cap, [4, 4, 4])
+    np.testing.assert_array_equal(problem.rank_floor, [1, 1, 1])
+    np.testing.assert_array_equal(problem.rank_ceiling, [4, 4, 4])

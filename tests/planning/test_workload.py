@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from splitrank.planning.costs.cost import Count, Flops
 from splitrank.planning.workload import (
     KNOWN_SHAPES,
-    adapter_parameters_per_rank,
-    head_parameters,
-    map_shapes,
+    Payload,
+    TrainingAmount,
+    flops_workload,
+    head_numbers,
     measured_workload,
     paper_workload,
 )
@@ -17,14 +19,16 @@ from splitrank.planning.workload import (
 ROBERTA = KNOWN_SHAPES["roberta-base"]
 
 
-def test_parameter_counts_of_roberta_base() -> None:
-    assert adapter_parameters_per_rank(map_shapes(ROBERTA, "query-value"), 3) == 9_216
-    assert adapter_parameters_per_rank(map_shapes(ROBERTA, "attention"), 3) == 18_432
-    assert adapter_parameters_per_rank(map_shapes(ROBERTA, "all-linear"), 3) == 41_472
-    assert adapter_parameters_per_rank(map_shapes(ROBERTA, "query-value"), 12) == 36_864
-    assert head_parameters(768, 4, "full") == 593_668
-    assert head_parameters(768, 4, "out_proj") == 3_076
-    assert head_parameters(768, 4, "frozen") == head_parameters(768, 4, "local") == 0
+def sent(per_rank: int, head: int, bits: float) -> Payload:
+    """The same up and down."""
+    count = Count(head, per_rank)
+    return Payload(count, count, bits)
+
+
+def test_numbers_of_the_head_of_roberta_base() -> None:
+    assert head_numbers(768, 4, "full") == 593_668
+    assert head_numbers(768, 4, "out_proj") == 3_076
+    assert head_numbers(768, 4, "frozen") == head_numbers(768, 4, "local") == 0
 
 
 def test_paper_shares_of_the_whole_model() -> None:
@@ -35,15 +39,48 @@ def test_paper_shares_of_the_whole_model() -> None:
 
 
 def test_paper_workload_is_equations_2_and_5() -> None:
-    """Σ(2r-1)dk operations per sample, Σr(d+k) parameters, written out map by map."""
+    """Σ(2r-1)dk operations per sample, Σr(d+k) parameters, written out linear by linear."""
     samples = np.array([100.0, 7.0])
-    maps = [(768, 768), (3072, 768)]
-    work = paper_workload(maps, 3, samples, 2, 256, 10)
+    sizes = [(768, 768), (3072, 768)]
+    work = paper_workload(sizes, 3, samples, 2, sent(3 * sum(d + k for d, k in sizes), 10, 256))
     for rank in (1, 2, 128):
-        operations = sum((2 * rank - 1) * d * k for _ in range(3) for d, k in maps)
-        parameters = sum(rank * (d + k) for _ in range(3) for d, k in maps)
+        operations = sum((2 * rank - 1) * d * k for _ in range(3) for d, k in sizes)
+        parameters = sum(rank * (d + k) for _ in range(3) for d, k in sizes)
         np.testing.assert_allclose(work.cycles(rank), operations * samples * 2)
-        np.testing.assert_allclose(work.payload_bits(rank), np.full(2, (parameters + 10) * 256.0))
+        for bits in (work.uplink_bits, work.downlink_bits):
+            np.testing.assert_allclose(bits(rank), np.full(2, (parameters + 10) * 256.0))
+
+
+def test_flops_are_summed_over_real_lengths_and_steps() -> None:
+    """Two clients' cycles are the per-sample counts over their own texts, and the per-step counts, at their speeds."""
+    lengths = [np.array([3.0, 7.0, 11.0]), np.array([5.0])]
+    flops = Flops(np.array([5.0, 2.0, 1.0]), np.array([1.0, 0.5, 0.0]), step=40.0, step_per_rank=4.0)
+    amount = TrainingAmount(
+        samples=np.array([3.0, 1.0]),
+        token_sum=np.array([x.sum() for x in lengths]),
+        token_square_sum=np.array([(x**2).sum() for x in lengths]),
+        epochs=2,
+        batch_size=2,
+    )
+    np.testing.assert_array_equal(amount.steps, [4, 2])  # two epochs of two batches, the second of one text; of one
+    speed, trunk = np.array([4.0, 8.0]), np.array([7.0, 9.0])
+    payload = Payload(Count(99, 10), Count(99, 30), 32)
+    prepared = flops_workload(flops, amount, payload, flops_per_cycle=speed)
+    charged = flops_workload(flops, amount, payload, flops_per_cycle=speed, trunk_cycles_every_round=trunk)
+    for rank in (1, 6):
+        for i, client in enumerate(lengths):
+            a_sample = [(flops.sample + rank * flops.sample_per_rank) @ [1, n, n**2] for n in client]
+            expected = (2 * sum(a_sample) + amount.steps[i] * (40 + 4 * rank)) / speed[i]
+            assert prepared.cycles(rank)[i] == pytest.approx(expected)
+        np.testing.assert_allclose(charged.cycles(rank) - prepared.cycles(rank), trunk)
+        np.testing.assert_array_equal(prepared.uplink_bits(rank), np.full(2, (10 * rank + 99) * 32))
+        np.testing.assert_array_equal(prepared.downlink_bits(rank), np.full(2, (30 * rank + 99) * 32))
+
+
+def test_a_cost_takes_one_rank_or_one_for_each_client() -> None:
+    work = paper_workload([(8, 8)], 1, np.array([1.0, 1.0]), 1, sent(16, 0, 1))
+    np.testing.assert_array_equal(work.uplink_bits(np.array([1, 4])), [16, 64])
+    np.testing.assert_array_equal(work.cycles(np.array([1, 4])), [work.cycles(1)[0], work.cycles(4)[1]])
 
 
 def test_measured_workload_takes_the_measured_time_at_the_reference_clock() -> None:
@@ -51,19 +88,13 @@ def test_measured_workload_takes_the_measured_time_at_the_reference_clock() -> N
         np.array([0.01, 0.02]),
         np.array([0.0, 1e-4]),
         np.array([1e9, 2e9]),
-        samples=np.array([100.0, 200.0]),
-        epochs=3,
-        parameters_per_rank=9_216,
-        bits_per_parameter=32,
-        head_parameters_sent=4,
+        np.array([100.0, 200.0]),
+        3,
+        sent(9_216, 4, 32),
     )
     seconds = work.cycles(8) / np.array([1e9, 2e9])
     np.testing.assert_allclose(seconds, [0.01 * 300, (0.02 + 8e-4) * 600])
-    np.testing.assert_allclose(work.payload_bits(8), np.full(2, (9_216 * 8 + 4) * 32.0))
-
-
-def test_shapes_of_chosen_maps() -> None:
-    assert map_shapes(ROBERTA, ["intermediate", "output"]) == [(3072, 768), (768, 3072)]
+    np.testing.assert_allclose(work.uplink_bits(8), np.full(2, (9_216 * 8 + 4) * 32.0))
 
 
 def test_known_shapes() -> None:

@@ -27,3 +27,15 @@ adapter.rank = [1, 3]
 """
     )
     return path
+
+
+@pytest.fixture
+def small_pages(request, monkeypatch):
+    """Spare tests the megabytes of Plotly's script."""
+    if "whole_page" not in request.fixturenames:
+        monkeypatch.setattr("splitrank.studies.report_page.get_plotlyjs", lambda: "/* Plotly */")
+
+
+@pytest.fixture
+def whole_page():
+    """Ask for pages as they are."""

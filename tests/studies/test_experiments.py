@@ -10,13 +10,10 @@ import pytest
 
 from splitrank.config import load_config, with_values
 from splitrank.errors import InputError
-from splitrank.federation.budgets import (
-    encoder_shape,
-    plan_round,
-    planned_texts,
-    round_problem,
-    round_workload,
-)
+from splitrank.federation.costs import round_workload
+from splitrank.federation.problems import plan_round, round_problem
+from splitrank.federation.sizes import encoder_shape
+from splitrank.federation.texts import planned_texts
 from splitrank.studies import figures
 from splitrank.studies.experiments import PRESETS, VARIED, chosen_experiments, experiment_members, read_study
 from splitrank.studies.reproduce import planned_ranks

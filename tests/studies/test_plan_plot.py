@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 from splitrank.cli import app
 from splitrank.config import load_config
 from splitrank.errors import InputError
-from splitrank.federation.budgets import encoder_shape, plan_round, planned_texts, round_problem, round_workload
+from splitrank.federation.costs import round_workload
+from splitrank.federation.problems import plan_round, round_problem
+from splitrank.federation.sizes import encoder_shape
+from splitrank.federation.texts import planned_texts
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import energy_j, feasible, frequency_range_hz, latency_s
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
@@ -44,7 +47,12 @@ CASES = {
     "one without a link": ("edge", "radio.uplink_gain=[1e-10, 0, 1e-10]", "radio.downlink_gain=[1e-10, 0, 1e-10]"),
     "too slow": ("edge", "client.max_frequency_hz=1e6"),
     "no time, frequencies drawn": ("edge", "planner.method=random-frequency", "budget.latency_s=10"),
-    "no limits": ("edge", "budget.latency_s=1e300", "budget.energy_j=1e300"),
+    "high limits": ("edge", "budget.latency_s=1e300", "budget.energy_j=1e300"),
+    "no limits": ("edge", "budget.latency_s=inf", "budget.energy_j=inf"),
+    "no limit of time": ("edge", "budget.latency_s=inf"),
+    "no limit of energy for one": ("edge", "budget.energy_j=[100, inf, 100]"),
+    "a rank for each client": ("edge", "federation.aggregation=flexlora", "planner.rank_policy=per-client"),
+    "no rank": ("edge", "adapter.method=full", "budget.latency_s=3000", "budget.energy_j=3000"),
     "hardly any budget": ("paper", "budget.latency_s=1e-300", "budget.energy_j=1e-300"),
     "unequal clients": ("edge", "client.max_frequency_hz=[2e8, 2e9, 2e10]", "budget.energy_j=[50, 200, 4000]"),
 }
@@ -124,27 +132,30 @@ def test_curves_over_the_budgets_are_plans_at_those_budgets(case):
     assert curves.over_latency.given == config.budget.latency_s
     middle = len(BUDGET_FACTORS) // 2
     for curve in (curves.over_latency, curves.over_energy):
-        assert curve.budget[middle] == curve.given
-        assert np.array_equal(curve.max_rank[middle], curves.plan.max_rank[curve.clients])
-        assert curve.common_rank[middle] == curves.plan.max_rank.min()
+        assert curve.budget[middle] == curve.middle
+        if np.isfinite(curve.given):
+            assert curve.middle == curve.given
+            assert np.array_equal(curve.max_rank[middle], curves.plan.max_rank[curve.clients])
+            assert curve.common_rank[middle] == curves.plan.max_rank.min()
         if config.planner.method != "random-frequency":
             assert np.all(np.diff(curve.max_rank, axis=0) >= 0), "a looser budget never lowers a rank"
     for index in range(0, len(BUDGET_FACTORS), 17):
         for curve, changed in (
-            (curves.over_latency, {"latency_s": float(problem.latency_s * BUDGET_FACTORS[index])}),
-            (curves.over_energy, {"energy_j": problem.energy_j * BUDGET_FACTORS[index]}),
+            (curves.over_latency, {"latency_budget_s": float(problem.latency_budget_s * BUDGET_FACTORS[index])}),
+            (curves.over_energy, {"energy_budget_j": problem.energy_budget_j * BUDGET_FACTORS[index]}),
         ):
+            if not np.isfinite(curve.given):
+                continue
             other = replace(problem, **changed)
             drawn_hz = None
             if config.planner.method == "random-frequency":
                 drawn_hz = draw_frequency_hz(other, config.run.seed, 1, config.planner.random_range)
-            plan = make_plan(
-                other, method=config.planner.method, frequency_policy="least-energy", frequency_hz=drawn_hz
-            )
+            policy = config.planner.frequency_policy
+            plan = make_plan(other, method=config.planner.method, frequency_policy=policy, frequency_hz=drawn_hz)
             assert np.array_equal(curve.max_rank[index], plan.max_rank[curve.clients])
             assert curve.common_rank[index] == plan.max_rank.min()
             if config.adapter.rank is None:
-                assert curve.common_rank[index] == plan.rank
+                assert curve.common_rank[index] == plan.largest_rank
             assert curve.budget[index] == pytest.approx(np.mean(next(iter(changed.values()))))
 
 
@@ -152,9 +163,10 @@ def test_curves_over_the_budgets_are_plans_at_those_budgets(case):
 def test_the_chosen_point_lies_in_every_region(case):
     curves = plan_curves(config_of(case), 1)
     plan = curves.plan
-    assert plan.rank == plan_round(config_of(case), problem_of(config_of(case)), 1, sit_out=False).rank
-    for region in curves.regions if plan.rank else ():
-        index = int(np.flatnonzero(region.rank == plan.rank)[0])
+    again = plan_round(config_of(case), problem_of(config_of(case)), 1, sit_out=False)
+    np.testing.assert_array_equal(plan.rank, again.rank)
+    for region in curves.regions if plan.largest_rank else ():
+        index = int(np.flatnonzero(region.rank == plan.rank[region.client])[0])
         chosen_hz = plan.frequency_hz[region.client]
         assert region.allowed[index]
         assert region.latency_hz[index] * (1 - 1e-12) <= chosen_hz <= region.highest_hz[index] * (1 + 1e-12)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from splitrank.studies.report import read_runs, write_report
-from tests.studies.test_report import HOSTILE, make_run, records, round_record, sitting_out
+from tests.studies.written_runs import HOSTILE, make_run, records, round_record, sitting_out
 
 pytestmark = pytest.mark.browser
 

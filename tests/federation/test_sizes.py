@@ -1,0 +1,85 @@
+"""Promises of sizes: what an adapter of these settings has of numbers, how large it may be, and what is sent of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitrank.config import load_config
+from splitrank.errors import ConfigError
+from splitrank.federation.sizes import (
+    adapter_numbers,
+    check_if_known,
+    encoder_shape,
+    head_numbers_sent,
+    payload,
+    rank_cap,
+)
+from splitrank.planning.costs.cost import Count
+
+HEAD = 593_668
+
+
+def test_accounting_of_roberta_base():
+    for targets, per_rank in (("query-value", 9_216), ("all-linear", 41_472)):
+        config = load_config("paper", [f"adapter.target_modules={targets}"])
+        shape = encoder_shape(config)
+        assert (adapter_numbers(config, shape), head_numbers_sent(config, shape)) == (Count(0, per_rank), HEAD)
+
+
+# Query and value of three layers: 4,608 numbers a rank in all lora_A and as many in all lora_B, 4,608 magnitudes; three
+# whole layers have 21,263,616 numbers.
+@pytest.mark.parametrize(
+    ("overrides", "up", "down"),
+    [
+        ([], Count(HEAD, 9_216), Count(HEAD, 9_216)),
+        (["model.head=local"], Count(0, 9_216), Count(0, 9_216)),
+        (["federation.aggregation=ffa"], Count(HEAD, 4_608), Count(HEAD, 4_608)),
+        (["federation.aggregation=flexlora"], Count(HEAD, 9_216), Count(HEAD, 9_216)),
+        (["adapter.method=dora"], Count(HEAD + 4_608, 9_216), Count(HEAD + 4_608, 9_216)),
+        (
+            ["adapter.method=dora", "federation.aggregation=ffa"],
+            Count(HEAD + 4_608, 4_608),
+            Count(HEAD + 4_608, 4_608),
+        ),
+        (["adapter.method=full"], Count(HEAD + 21_263_616), Count(HEAD + 21_263_616)),
+    ],
+)
+def test_what_is_sent_up_and_down(overrides, up, down):
+    config = load_config("paper", ["workload.model=flops", *overrides])
+    sent = payload(config, encoder_shape(config))
+    assert (sent.uplink, sent.downlink, sent.bits_per_number) == (up, down, 32.0)
+
+
+def test_the_papers_payload_is_equation_5_of_what_is_trained():
+    for rule, per_rank in (("fedavg", 9_216), ("ffa", 4_608)):
+        for head, constant in (("false", 0), ("true", HEAD)):
+            config = load_config("paper", [f"federation.aggregation={rule}", f"workload.count_head={head}"])
+            sent = payload(config, encoder_shape(config))
+            assert (sent.uplink, sent.downlink, sent.bits_per_number) == (*2 * [Count(constant, per_rank)], 256.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cap"),
+    [
+        ([], 128),
+        (["planner.max_rank=9"], 9),
+        (["planner.max_rank=4000"], 768),
+        (["adapter.rank=3"], 768),
+        (["adapter.method=dora"], 128),
+        (["adapter.method=full"], 1),
+    ],
+)
+def test_the_largest_rank(overrides, cap):
+    config = load_config("edge", overrides)
+    assert rank_cap(config, encoder_shape(config)) == cap
+
+
+def test_a_rank_that_no_linear_has_is_refused():
+    with pytest.raises(ConfigError, match=r"adapter\.rank must be at most 768"):
+        check_if_known(load_config("paper", ["adapter.rank=769"]))
+
+
+def test_a_model_folder_tells_its_sizes(tiny_model):
+    for family in ("roberta", "distilbert"):
+        shape = encoder_shape(load_config("paper", [f"model.name={tiny_model(family)}"]))
+        assert (shape.num_layers, shape.hidden_size, shape.intermediate_size) == (6, 32, 48)

@@ -1,0 +1,148 @@
+"""Tiny encoders with a method in them, and what they must compute: Hugging Face's whole model with dense weights.
+
+The oracle knows nothing of the wing's forward passes. It puts W + s·B·A, DoRA's m ∘ (W + s·B·A)/‖W + s·B·A‖, or the
+trained weights themselves in the place of the pretrained ones, and runs the whole model on padded text in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from splitrank import streams
+from splitrank.learning.adapters.adapter import Adapter, kind_of
+from splitrank.learning.adapters.method import AdaptedEncoder, attach, initial, trained_head
+from splitrank.learning.adapters.methods import make_method
+from splitrank.learning.encoder import Encoder, load_encoder
+from splitrank.placement import MAPS
+
+LABELS = ["a", "b", "c", "d"]
+LENGTHS = [5, 17, 9, 30, 2, 12]
+
+
+def load(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
+    defaults = {"precision": torch.float32, "device": torch.device("cpu"), "max_length": 32}
+    return load_encoder(str(folder), trained_layers, LABELS, **{**defaults, **options})
+
+
+@cache
+def _loaded(folder: str, trained_layers: str | tuple[int, ...], options: tuple) -> Encoder:
+    return load(folder, trained_layers, **dict(options))
+
+
+def fresh(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
+    """Return a copy of a loaded encoder, which is quicker than to load it again."""
+    layers = trained_layers if isinstance(trained_layers, str) else tuple(trained_layers)
+    loaded = _loaded(str(folder), layers, tuple(sorted(options.items())))
+    model, fused = deepcopy((loaded.model, loaded.query_key_value))
+    return replace(loaded, model=model, query_key_value=fused)
+
+
+def random_ids(vocab_size: int, lengths: Sequence[int]) -> list[NDArray[np.int32]]:
+    draws = streams.generator(3, "test-ids")
+    return [np.array([2, *draws.integers(5, vocab_size, length - 2), 3], dtype=np.int32) for length in lengths]
+
+
+def adapt(encoder: Encoder, name: str = "lora", *, linears=MAPS, scaling=2.0, dropout=0.0) -> AdaptedEncoder:
+    """Put a method of the table into an encoder."""
+    return attach(encoder, make_method(name, {"linears": linears, "scaling": scaling, "dropout": dropout}))
+
+
+def begin(adapted: AdaptedEncoder, rank: int, policy: str = "full", **options) -> Adapter:
+    """Return a first round's adapter."""
+    key = {"distribution": "svd", "seed": 0, "round": 1, **options}
+    return adapted.method.resize(initial(adapted, trained_head(adapted, policy)), rank, **key)
+
+
+def moved(adapter: Adapter, key: int = 1, size: float = 0.1) -> Adapter:
+    """Add noise to every tensor. With B = 0 the gradient of A would be zero and prove nothing."""
+    return adapter.with_tensors(
+        {name: tensor + size * noise(name, tensor.shape, key) for name, tensor in adapter.tensors.items()}
+    )
+
+
+def noise(name: str, shape: Sequence[int], key: int = 0) -> Tensor:
+    return torch.from_numpy(streams.generator(key, f"test/{name}").standard_normal(tuple(shape))).float()
+
+
+def whole_model_logits(bare: Encoder, adapter: Adapter, tensors: Mapping[str, Tensor], ids) -> Tensor:
+    """Return float64 logits of Hugging Face's whole model on padded text, with dense weights.
+
+    Args:
+        bare: an encoder as it was loaded, nothing attached.
+        adapter: whose scaling counts.
+        tensors: its tensors, float64, from which autograd may go on.
+    """
+    model = bare.model.double()
+    pretrained, dense = dict(model.named_parameters()), {}
+    for name, tensor in tensors.items():
+        kind, _, path = name.partition("/")
+        if kind in ("weight", "head"):
+            assert path in pretrained
+            dense[path] = tensor
+        elif kind == "lora_A":
+            weight = pretrained[f"{path}.weight"] + adapter.scaling * tensors[f"lora_B/{path}"] @ tensor
+            magnitude = tensors.get(f"magnitude/{path}")
+            if magnitude is not None:  # the norm is a constant in the backward pass
+                weight = (magnitude / weight.detach().norm(dim=1))[:, None] * weight
+            dense[f"{path}.weight"] = weight
+    batch = bare.tokenizer.pad({"input_ids": [list(map(int, row)) for row in ids]}, return_tensors="pt")
+    return functional_call(model, dense, kwargs=dict(batch)).logits
+
+
+def loss_of(logits: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, torch.arange(len(logits)) % len(LABELS))
+
+
+def expected(bare: Encoder, adapter: Adapter, ids) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the oracle's logits and gradients."""
+    tensors = {name: tensor.double().requires_grad_() for name, tensor in adapter.tensors.items()}
+    logits = whole_model_logits(bare, adapter, tensors, ids)
+    found = torch.autograd.grad(loss_of(logits), list(tensors.values()))
+    return logits.detach(), dict(zip(tensors, found, strict=True))
+
+
+def gradients(logits: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return dict(zip(parameters, torch.autograd.grad(loss_of(logits), list(parameters.values())), strict=True))
+
+
+def assert_logits(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found.detach().double(), wanted.detach().double(), rtol=0, atol=tolerance)
+
+
+def assert_gradients(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Compare by relative norm. A key's bias has none: the softmax does not see what is added to all scores."""
+    assert list(found) == list(wanted)
+    largest = max(gradient.norm() for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        difference = (found[name].double() - gradient.double()).norm()
+        if gradient.norm() < 1e-9 * largest:
+            assert kind_of(name) == "weight", name
+            assert difference < 1e-6 * largest, name
+        else:
+            assert difference / gradient.norm() < tolerance, name
+
+
+def product(adapter: Adapter, path: str) -> Tensor:
+    """Return s·B·A, float64."""
+    factors = adapter.tensors[f"lora_B/{path}"].double(), adapter.tensors[f"lora_A/{path}"].double()
+    return adapter.scaling * factors[0] @ factors[1]
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Return ‖found − wanted‖ / ‖wanted‖, Frobenius."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return list(first) == list(second) and all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -1,0 +1,226 @@
+"""Every method's cost is what really runs: torch's own counter sees as many operations, and numbers are parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from splitrank.config import AdapterTable
+from splitrank.learning import layer
+from splitrank.learning.adapters.lora import Lora
+from splitrank.learning.adapters.method import attach, initial, load, trained_head
+from splitrank.placement import target_maps
+from splitrank.planning.costs.cost import Count, TrainedPart, total
+from splitrank.planning.costs.table import COSTS
+from splitrank.planning.workload import KNOWN_SHAPES
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+from tests.planning.tiny import BATCH, NUM_LABELS, SHAPE, TOKENS, hugging_face_config, per_batch, tiny_encoder
+
+RANK = 3
+ROBERTA = KNOWN_SHAPES["roberta-base"]
+PATHS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_filling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are filled up to round numbers, which the mathematics does not need."""
+    monkeypatch.setattr(layer, "_ROW_BLOCK", 1)
+    monkeypatch.setattr(layer, "_WIDTH_BLOCK", 1)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, what runs of it above the cut, and its parameters by kind."""
+
+    logits: Callable[[], torch.Tensor]
+    parameters: dict[str, list[nn.Parameter]]
+
+
+def packed(part: TrainedPart, rank: int) -> Trained:
+    """The encoder that splitrank trains with LoRA."""
+    encoder = tiny_encoder(list(part.layers))
+    adapted = attach(encoder, Lora(part.linears, scaling=2.0))
+    start = initial(adapted, trained_head(adapted, part.head))
+    load(adapted, adapted.method.resize(start, rank, distribution="svd", seed=0, round=1))
+    hidden, lengths = torch.randn(BATCH * TOKENS, SHAPE.hidden_size), torch.full((BATCH,), TOKENS)
+    return Trained(lambda: adapted.logits(hidden, lengths), _by_kind(encoder.model, ("lora_A", "lora_B")))
+
+
+def reference(part: TrainedPart, rank: int, method: str) -> Trained:
+    """Hugging Face's own layers from the cut on, with PEFT's DoRA or all weights of the trained layers."""
+    model = transformers.RobertaForSequenceClassification(hugging_face_config())
+    model.requires_grad_(False)
+    layers = model.roberta.encoder.layer
+    if method == "dora":
+        paths = "|".join(re.escape(PATHS[name]) for name in part.linears)
+        get_peft_model(
+            model,
+            LoraConfig(
+                r=rank,
+                lora_alpha=2 * rank,
+                lora_dropout=0.1 * part.has_dropout,
+                use_dora=True,
+                target_modules=rf".*\.layer\.({'|'.join(map(str, part.layers))})\.({paths})",
+            ),
+        )
+        parameters = _by_kind(model, ("lora_A", "lora_B", "lora_magnitude_vector"))
+        parameters["magnitude"] = parameters.pop("lora_magnitude_vector")
+    else:
+        parameters = {"weight": [p for index in part.layers for p in layers[index].parameters()]}
+    model.classifier.dense.requires_grad_(part.head in ("full", "local"))
+    model.classifier.out_proj.requires_grad_(part.head != "frozen")
+    states = torch.randn(BATCH, TOKENS, SHAPE.hidden_size)
+
+    def logits() -> torch.Tensor:
+        hidden = states
+        for index in range(part.cut_layer, SHAPE.num_layers):
+            output = layers[index](hidden)
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+        return model.classifier(hidden)
+
+    return Trained(logits, parameters)
+
+
+def _by_kind(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, list[nn.Parameter]]:
+    named = list(model.named_parameters())
+    return {kind: [parameter for name, parameter in named if f".{kind}." in name] for kind in kinds}
+
+
+def counted_step(part: TrainedPart, method: str, rank: int = RANK) -> int:
+    """What torch counts in a step that trains some of the kinds."""
+    trained = packed(part, rank) if method == "lora" else reference(part, rank, method)
+    for kind, parameters in trained.parameters.items():
+        for parameter in parameters:
+            parameter.requires_grad_(kind in part.kinds)
+    # The counter does not know the product that adds to what is there.
+    counts = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
+    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+        trained.logits().sum().backward()
+    return counter.get_total_flops()
+
+
+def expected_step(part: TrainedPart, method: str, rank: int = RANK) -> float:
+    flops = COSTS[method].flops(part)
+    return per_batch(flops.sample + rank * flops.sample_per_rank) + flops.step + rank * flops.step_per_rank
+
+
+def part_of(layers: list[int], targets: str | tuple[str, ...], head: str, kinds: set[str], **more: bool) -> TrainedPart:
+    return TrainedPart(SHAPE, tuple(layers), target_maps(targets), head, NUM_LABELS, frozenset(kinds), **more)  # type: ignore[arg-type]
+
+
+FACTORS = {"lora_A", "lora_B"}
+TRAINED = [
+    ("lora", FACTORS),
+    ("lora", {"lora_B"}),
+    ("dora", FACTORS | {"magnitude"}),
+    ("dora", {"lora_B", "magnitude"}),
+    ("full", {"weight"}),
+]
+IDS = [f"{method}-{'+'.join(sorted(kinds))}" for method, kinds in TRAINED]
+
+
+@pytest.mark.parametrize("head", ["full", "out_proj", "frozen", "local"])
+@pytest.mark.parametrize("layers", [[3], [2, 3], [0, 1, 2, 3], [0], [1, 2], [0, 3]], ids=str)
+@pytest.mark.parametrize(
+    ("method", "kinds", "targets"),
+    [
+        *((*case, targets) for case in TRAINED[:-1] for targets in ("query-value", "attention", "all-linear")),
+        (*TRAINED[-1], "all-linear"),
+    ],
+)
+def test_operations_equal_torchs_count(
+    method: str, kinds: set[str], targets: str, layers: list[int], head: str
+) -> None:
+    part = part_of(layers, targets, head, kinds)
+    assert expected_step(part, method) == counted_step(part, method)
+
+
+@pytest.mark.parametrize("name", SHAPE.maps())
+@pytest.mark.parametrize("layers", [[3], [1, 2]], ids=str)
+@pytest.mark.parametrize(("method", "kinds"), TRAINED[:-1], ids=IDS[:-1])
+def test_operations_equal_torchs_count_for_a_single_linear(
+    method: str, kinds: set[str], layers: list[int], name: str
+) -> None:
+    part = part_of(layers, (name,), "full", kinds)
+    assert expected_step(part, method) == counted_step(part, method)
+
+
+@pytest.mark.parametrize("layers", [[3], [0, 2]], ids=str)
+def test_dropout_makes_dora_multiply_with_the_frozen_matrix_again(layers: list[int]) -> None:
+    part = part_of(layers, "all-linear", "full", FACTORS | {"magnitude"}, has_dropout=True)
+    assert expected_step(part, "dora") == counted_step(part, "dora")
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("targets", ["query-value", "all-linear"])
+@pytest.mark.parametrize(("method", "kinds"), [case for case in TRAINED if "lora_A" in case[1] or case[0] == "full"])
+def test_numbers_are_those_of_the_parameters(method: str, kinds: set[str], targets: str, rank: int) -> None:
+    part = part_of([1, 3], targets, "full", kinds)
+    trained = packed(part, rank) if method == "lora" else reference(part, rank, method)
+    real = {kind: sum(parameter.numel() for parameter in some) for kind, some in trained.parameters.items()}
+    assert {kind: count.at(rank) for kind, count in COSTS[method].numbers(part).items()} == real
+    assert set(real) == METHOD_TRAITS[method].kinds
+
+
+def test_every_method_has_a_cost_and_can_be_chosen() -> None:
+    assert list(COSTS) == list(METHOD_TRAITS) == list(get_args(AdapterTable.model_fields["method"].annotation))
+
+
+@pytest.mark.parametrize("method", COSTS)
+def test_a_method_without_a_rank_costs_the_same_at_any(method: str) -> None:
+    part = part_of([3], "all-linear", "full", set(METHOD_TRAITS[method].kinds))
+    flops, numbers = COSTS[method].flops(part), total(COSTS[method].numbers(part).values())
+    slopes = [*flops.sample_per_rank, flops.step_per_rank, numbers.per_rank]
+    assert any(slopes) == METHOD_TRAITS[method].has_rank
+    assert COSTS[method].rank_cap(part) == (8 if METHOD_TRAITS[method].has_rank else 1)
+
+
+@pytest.mark.parametrize("method", COSTS)
+@pytest.mark.parametrize("rule", RULE_TRAITS)
+def test_training_less_never_costs_more(method: str, rule: str) -> None:
+    kinds = METHOD_TRAITS[method].kinds
+    some = RULE_TRAITS[rule].trained(kinds, 0)
+    for layers in ([3], [0, 1, 2, 3]):
+        all_, fewer = (part_of(layers, "all-linear", "full", set(chosen)) for chosen in (kinds, some))
+        assert expected_step(fewer, method) <= expected_step(all_, method)
+
+
+def roberta(method: str, targets: str, layers: int = 3) -> TrainedPart:
+    kinds = METHOD_TRAITS[method].kinds
+    return TrainedPart(ROBERTA, tuple(range(12 - layers, 12)), target_maps(targets), "full", 4, kinds)
+
+
+def test_numbers_of_roberta_base() -> None:
+    """The accounting of the paper's model: 9,216 and 41,472 per rank on three layers, 36,864 on all."""
+
+    def per_rank(targets: str, layers: int = 3) -> Count:
+        return total(COSTS["lora"].numbers(roberta("lora", targets, layers)).values())
+
+    assert per_rank("query-value") == Count(0, 9_216)
+    assert per_rank("attention") == Count(0, 18_432)
+    assert per_rank("all-linear") == Count(0, 41_472)
+    assert per_rank("query-value", 12) == Count(0, 36_864)
+    assert COSTS["dora"].numbers(roberta("dora", "query-value"))["magnitude"] == Count(4_608)
+    assert COSTS["dora"].numbers(roberta("dora", "all-linear"))["magnitude"] == Count(20_736)
+    assert COSTS["full"].numbers(roberta("full", "query-value"))["weight"] == Count(3 * 7_087_872)
+
+
+def test_roberta_base_costs_3_5_gflop_per_sample_of_64_tokens() -> None:
+    flops = COSTS["lora"].flops(roberta("lora", "query-value"))
+    assert (flops.sample + 8 * flops.sample_per_rank) @ [1, 64, 64**2] == pytest.approx(3.5e9, rel=0.02)
