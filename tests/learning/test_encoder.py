@@ -21,12 +21,14 @@ from tests.learning.oracle import adapt, begin, moved, random_ids
 PLACES = ["last:3", "first:3", "middle:3", "all"]
 
 
-def assert_same_as_hugging_face(encoder: Encoder, ids: list[np.ndarray], linears: tuple[str, ...]) -> None:
+def assert_same_as_hugging_face(
+    encoder: Encoder, ids: list[np.ndarray], linears: tuple[str, ...], tolerance: float = 1e-5
+) -> None:
     """Compare our uncached and cached passes with the PEFT-wrapped Hugging Face model itself."""
-    assert_same_as_peft(adapt(encoder, linears=linears), ids)
+    assert_same_as_peft(adapt(encoder, linears=linears), ids, tolerance)
 
 
-def assert_same_as_peft(adapted: AdaptedEncoder, ids: list[np.ndarray]) -> None:
+def assert_same_as_peft(adapted: AdaptedEncoder, ids: list[np.ndarray], tolerance: float = 1e-5) -> None:
     assert adapted.forward is packed_logits
     encoder = adapted.encoder
     parameters = load(adapted, moved(begin(adapted, 3)))
@@ -41,7 +43,7 @@ def assert_same_as_peft(adapted: AdaptedEncoder, ids: list[np.ndarray]) -> None:
     for hidden in (encoder.trunk(ids), cached_hidden):
         logits = adapted.logits(hidden, lengths)
         oracle.assert_logits(logits, expected)
-        oracle.assert_gradients(oracle.gradients(logits, parameters), expected_gradients)
+        oracle.assert_gradients(oracle.gradients(logits, parameters), expected_gradients, tolerance)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -87,7 +89,7 @@ def test_gaps_between_trained_layers(tiny_model):
 def test_minilm_equals_hugging_face(place):
     encoder = oracle.load("minilm", place, max_length=128)
     ids = random_ids(encoder.model.config.vocab_size, [7, 64, 128, 21, 3])
-    assert_same_as_hugging_face(encoder, ids, MAPS)
+    assert_same_as_hugging_face(encoder, ids, MAPS, tolerance=1e-4)  # float32 through six wide layers and 128 tokens
 
 
 def test_dropout_is_off_unless_asked_for(tiny_model):
