@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from splitrank import Config, load_data
+from splitrank.federation.flower import flower_clients
 from splitrank.federation.flower.payload import NO_FLOATS, pack, unpack
 from splitrank.federation.flower.post import Reply
 from splitrank.federation.flower.worker import Worker
@@ -40,3 +47,20 @@ class Post:
         told, back = unpack(pack(*self.worker.answer(header, floats)))
         self.sent.append((header, len(floats), told, len(back)))
         return Reply(told, back, after_s=1.0)
+
+
+@contextmanager
+def flower(kind: type[Post] = Post) -> Iterator[tuple[Callable[[Config], flower_clients.FlowerClients], list[Post]]]:
+    """What connects a run to three nodes of this process, each time anew, and the posts that it made."""
+    made: list[Post] = []
+
+    def connect(config: Config) -> flower_clients.FlowerClients:
+        clients = flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="0" * 32)
+        made.append(clients.post)
+        return clients
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flower_clients, "Post", kind)
+        yield connect, made
+    for post in made:
+        post.worker.close()

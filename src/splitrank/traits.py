@@ -89,7 +89,6 @@ class RuleTraits:
 FACTORS = frozenset({"lora_A", "lora_B"})
 """Kinds of plain LoRA, beside which a product may be merged."""
 
-
 _OF_LINEARS = frozenset({"target_modules", "scaling", "dropout"})
 
 METHOD_TRAITS: dict[str, MethodTraits] = {

@@ -16,6 +16,7 @@ from splitrank.federation.flower.own_settings import read_own_settings
 from splitrank.federation.flower.personal import PersonalStore
 from splitrank.federation.flower.worker import Worker
 from splitrank.federation.model import load_model
+from splitrank.learning.adapters.adapter import to_vector
 from splitrank.learning.aggregation.rules import RULES
 
 pytestmark = pytest.mark.extras
@@ -44,7 +45,7 @@ def asked(tiny_config, tiny_texts, tmp_path):
         adapter = model.initial_state().adapter
         sent = wire.downlink(adapter, RULES["fedavg"])
         header = {**common, "kind": "evaluate", "round": 0, "rank": 0, "personal_round": 0, **wire.header(sent, 0)}
-        evaluated, _ = workers[-1].answer(header, wire.flat(sent).numpy())
+        evaluated, _ = workers[-1].answer(header, to_vector(sent).numpy())
         return joined, evaluated
 
     yield ask

@@ -123,22 +123,13 @@ def test_sent_is_counted(method, rule, policy, config_of):
 
 @pytest.mark.extras
 @every_case
-def test_through_flowers_messages(method, rule, policy, config_of, tmp_path, monkeypatch):
-    from splitrank.federation.flower import flower_clients
-    from tests.flower_in_process import Post
+def test_through_flowers_messages(method, rule, policy, config_of, tmp_path):
+    from tests.flower_in_process import flower
 
-    monkeypatch.setattr(flower_clients, "Post", Post)
     config = config_of(method, rule, policy)
-    made = []
-
-    def connect(config):
-        data = load_data(config)
-        made.append(flower_clients.connect(None, config, data, tell_data=True, run_id="0" * 32))
-        return made[-1]
-
-    list(run(config, tmp_path / "flower", connect=connect))
-    sent = made[0].post.sent
-    made[0].post.worker.close()
+    with flower() as (connect, posts):
+        list(run(config, tmp_path / "flower", connect=connect))
+    sent = posts[0].sent
     list(run(config, tmp_path / "run"))
     assert without_wall(tmp_path / "flower") == without_wall(tmp_path / "run")
     export = export_folder(config)
@@ -158,26 +149,17 @@ def test_through_flowers_messages(method, rule, policy, config_of, tmp_path, mon
 
 
 @pytest.mark.extras
-def test_a_local_head_through_flower_never_leaves_its_client(config_of, tmp_path, monkeypatch):
-    from splitrank.federation.flower import flower_clients
-    from tests.flower_in_process import Post
+def test_a_local_head_through_flower_never_leaves_its_client(config_of, tmp_path):
+    from tests.flower_in_process import flower
 
-    monkeypatch.setattr(flower_clients, "Post", Post)
     config = config_of("lora", "fedavg", "common", 'model.head="local"')
-    made = []
-
-    def connect(config):
-        made.append(flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="a" * 32))
-        return made[-1]
-
-    list(islice(run(config, tmp_path / "flower", connect=connect), ROUNDS))
-    # A worker that was started again, and a server that goes on after its last checkpoint, find the parts they need.
-    list(run(config, tmp_path / "flower", resume=True, connect=connect))
-    names = [name for post in made for header, *_ in post.post.sent for name, _ in header.get("tensors", [])]
+    with flower() as (connect, posts):
+        list(islice(run(config, tmp_path / "flower", connect=connect), ROUNDS))
+        # A worker that was started again, and a server that goes on after its last checkpoint, find what they need.
+        list(run(config, tmp_path / "flower", resume=True, connect=connect))
+    names = [name for post in posts for header, *_ in post.sent for name, _ in header.get("tensors", [])]
     assert names
     assert not any(name.startswith("head/") for name in names)
-    for one in made:
-        one.post.worker.close()
     # The server's export is the shared part, and cannot predict.
     assert (tmp_path / "flower" / "adapter" / "adapter_model.safetensors").is_file()
     with pytest.raises(InputError, match="must have a trained head, got a run whose heads stayed on the clients"):
@@ -213,55 +195,38 @@ def test_a_part_whose_update_was_missed_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.extras
-def test_a_run_goes_on_where_nobody_can_tell_how_well_it_does(config_of, tmp_path, monkeypatch):
-    from splitrank.federation.flower import flower_clients
+def test_a_run_goes_on_where_nobody_can_tell_how_well_it_does(config_of, tmp_path):
     from splitrank.federation.flower.payload import NO_FLOATS
-    from tests.flower_in_process import Post
+    from tests.flower_in_process import Post, flower
 
     class Mute(Post):
         def answer(self, node, header, floats=NO_FLOATS):
             reply = super().answer(node, header, floats)
             return reply if header["kind"] != "evaluate" else type(reply)({"kind": "failure"}, None, 1.0)
 
-    monkeypatch.setattr(flower_clients, "Post", Mute)
     config = config_of("lora", "fedavg", "common", 'model.head="local"', "federation.target_accuracy=0.9")
-    made = []
-
-    def connect(config):
-        made.append(flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="d" * 32))
-        return made[-1]
-
-    list(islice(run(config, tmp_path / "run", connect=connect), 2))
-    list(run(config, tmp_path / "run", resume=True, connect=connect))
-    for one in made:
-        one.post.worker.close()
+    with flower(Mute) as (connect, _):
+        list(islice(run(config, tmp_path / "run", connect=connect), 2))
+        list(run(config, tmp_path / "run", resume=True, connect=connect))
     records = read_run(tmp_path / "run").records
     assert [record["accuracy"] for record in records] == [None] * (ROUNDS + 1)
     write_report([read_run(tmp_path / "run")], tmp_path / "report.html", "run")
 
 
 @pytest.mark.extras
-def test_a_client_that_lost_its_part_starts_it_afresh_and_the_record_says_so(config_of, tmp_path, monkeypatch):
-    from splitrank.federation.flower import flower_clients
+def test_a_client_that_lost_its_part_starts_it_afresh_and_the_record_says_so(config_of, tmp_path):
     from splitrank.federation.flower.personal import PersonalStore
-    from tests.flower_in_process import Post
+    from tests.flower_in_process import flower
 
-    monkeypatch.setattr(flower_clients, "Post", Post)
     config = config_of("lora", "fedavg", "common", 'model.head="local"')
-    made = []
-
-    def connect(config):
-        made.append(flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="b" * 32))
-        return made[-1]
-
-    rounds = run(config, tmp_path / "flower", connect=connect)
-    records = list(islice(rounds, 2))
-    store = PersonalStore.of("b" * 32, 1)
-    assert [oct(file.stat().st_mode & 0o777) for file in store.folder.iterdir()] == ["0o600"]
-    for file in store.folder.iterdir():
-        file.write_bytes(b"damaged")
-    records += list(rounds)
-    made[0].post.worker.close()
+    with flower() as (connect, _):
+        rounds = run(config, tmp_path / "flower", connect=connect)
+        records = list(islice(rounds, 2))
+        store = PersonalStore.of("0" * 32, 1)
+        assert [oct(file.stat().st_mode & 0o777) for file in store.folder.iterdir()] == ["0o600"]
+        for file in store.folder.iterdir():
+            file.write_bytes(b"damaged")
+        records += list(rounds)
     told = [(record.round, client) for record in records for client in record.clients]
     lost = {(round, client["client"]) for round, client in told if client.get("personal_lost")}
     assert lost == {(2, 1)}

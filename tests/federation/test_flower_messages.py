@@ -15,7 +15,7 @@ from splitrank.federation import wire
 from splitrank.federation.clients import Missed
 from splitrank.federation.in_process import InProcessClients
 from splitrank.federation.state import State
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Update
 
@@ -182,7 +182,7 @@ def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_
 
     training, samples, rule = clients.model.local_training, clients.num_samples[CLIENT], RULES[rule]
     sent = wire.uplink(start.adapter, rule, CLIENT, TURN)
-    before = wire.flat(sent)
+    before = to_vector(sent)
     honest = {"kind": "update", "client": CLIENT, "round": ROUND, "samples": samples, "train_loss": 1.0}
     honest |= wire.header(sent, TURN)
 

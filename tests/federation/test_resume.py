@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from splitrank import load_config, run
+from splitrank import RoundRecord, load_config, run
 from splitrank.errors import ConfigError, InputError
 from splitrank.federation import run_folder
 from tests.federation.test_run import adapter_bytes, lines, run_all
@@ -25,6 +25,11 @@ def start_run(*arguments: object) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Who starts the tests in the background has Ctrl-C ignored, and so would the run.
     return subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def go_on(out: Path) -> list[RoundRecord]:
+    """Resume a run as its folder says."""
+    return list(run(run_folder.resumed_config(out, None, []), out, resume=True))
 
 
 @pytest.mark.parametrize(("attempt", "head"), [(0, "full"), (1, "local")])
@@ -106,7 +111,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(file, damage, t
         newest.write_bytes(content.replace(b'"scaling": 2.0', b'"scaling": 4.0'))
     else:
         newest.write_bytes(content[:-4] + b"\x01\x02\x03\x04")
-    list(run(run_folder.resumed_config(out, None, []), out, resume=True))
+    go_on(out)
     said = capsys.readouterr().err
     assert str(newest) in said
     assert "falling back" in said
@@ -121,7 +126,7 @@ def test_no_whole_checkpoint_is_an_error_that_names_the_files(tiny_config, tmp_p
         file.write_text("{")
     before = (out / "rounds.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"round-000002/state\.json.*round-000001/state\.json"):
-        list(run(run_folder.resumed_config(out, None, []), out, resume=True))
+        go_on(out)
     assert (out / "rounds.jsonl").read_bytes() == before
 
 
@@ -131,7 +136,7 @@ def test_altered_records_are_noticed(tiny_config, tmp_path):
     path = out / "rounds.jsonl"
     path.write_text(path.read_text().replace('"round": 0', '"round": 7'))
     with pytest.raises(InputError, match=r"rounds\.jsonl is truncated or was changed"):
-        list(run(run_folder.resumed_config(out, None, []), out, resume=True))
+        go_on(out)
 
 
 def test_only_more_may_change_on_resume(tiny_config, tmp_path):
@@ -148,8 +153,6 @@ def test_only_more_may_change_on_resume(tiny_config, tmp_path):
 
 
 def test_changed_texts_are_noticed_on_resume(tiny_config, tiny_texts, tmp_path):
-    import shutil
-
     texts = shutil.copytree(tiny_texts, tmp_path / "texts")
     config = load_config(str(tiny_config), [f"data.path={texts}"])
     running = run(config, tmp_path / "run")
@@ -158,7 +161,7 @@ def test_changed_texts_are_noticed_on_resume(tiny_config, tiny_texts, tmp_path):
     with (texts / "train.csv").open("a") as file:
         file.write("one more,class-1\n")
     with pytest.raises(InputError, match="texts must be those"):
-        list(run(run_folder.resumed_config(tmp_path / "run", None, []), tmp_path / "run", resume=True))
+        go_on(tmp_path / "run")
 
 
 def test_altered_settings_are_noticed(tiny_config, tmp_path):
@@ -167,7 +170,7 @@ def test_altered_settings_are_noticed(tiny_config, tmp_path):
     path = out / "config.toml"
     path.write_text(path.read_text().replace("learning_rate = 0.005", "learning_rate = 0.004"))
     with pytest.raises(InputError, match=r"config\.toml was changed"):
-        list(run(run_folder.resumed_config(out, None, []), out, resume=True))
+        go_on(out)
 
 
 def test_a_linear_schedule_spans_its_rounds(tiny_config, tmp_path):
@@ -200,7 +203,7 @@ def test_leftovers_of_killed_processes_go(tiny_config, tmp_path):
     interrupted(tiny_config, out)
     (out / "checkpoint" / ".round-000003.abc").mkdir()
     (out / ".adapter.abc").mkdir()
-    list(run(run_folder.resumed_config(out, None, []), out, resume=True))
+    go_on(out)
     assert not list(out.glob(".adapter.*"))
     assert not list((out / "checkpoint").glob(".*"))
 
@@ -228,5 +231,5 @@ def test_recorded_rounds_without_checkpoints_are_not_thrown_away(tiny_config, tm
     shutil.rmtree(tmp_path / "run" / "checkpoint")
     before = (tmp_path / "run" / "rounds.jsonl").read_bytes()
     with pytest.raises(InputError, match="must hold the checkpoints of the rounds"):
-        list(run(run_folder.resumed_config(tmp_path / "run", None, []), tmp_path / "run", resume=True))
+        go_on(tmp_path / "run")
     assert (tmp_path / "run" / "rounds.jsonl").read_bytes() == before

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from splitrank.errors import InputError
-from splitrank.learning.adapters.adapter import Adapter, Shapes, from_vector, kind_of, to_vector
+from splitrank.learning.adapters.adapter import Adapter, Shapes, from_vector, kind_of
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.adapters.selection import selected, selected_shapes, with_selected
 from splitrank.learning.aggregation.rule import Rule
@@ -77,11 +77,6 @@ def received_update(
     check(told, shapes, turn)
     _check_length(vector, shapes)
     return start.with_tensors(with_selected(start.tensors, from_vector(vector, shapes), rule.select, client, turn))
-
-
-def flat(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return tensors as one float32 vector, in the order of their sorted names."""
-    return to_vector(tensors)
 
 
 def check(told: Mapping[str, Any], shapes: Shapes, turn: int) -> None:

@@ -14,8 +14,8 @@ from splitrank.federation.clients import Missed
 from splitrank.federation.flower.payload import is_count, is_finite
 from splitrank.federation.flower.personal import digest_record
 from splitrank.federation.flower.post import Reply
-from splitrank.federation.wire import flat, received_update, uplink
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.federation.wire import received_update, uplink
+from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import Training, Update
 
@@ -89,7 +89,7 @@ def checked_update(
         return Missed(f"rejected: {error}")
     if not bool(torch.isfinite(vector).all()):
         return Missed("rejected: an update must be finite, got NaN or infinity")
-    before = flat(uplink(start, rule, client, turn))
+    before = to_vector(uplink(start, rule, client, turn))
     moved, bound = float((vector - before).norm()), norm_bound(before, num_samples, training)
     if not moved <= bound:
         return Missed(f"rejected: an update may move by {bound:.4g} at most (AdamW's own bound), got {moved:.4g}")

@@ -29,7 +29,7 @@ from splitrank.federation.problems import measured_problem, plan_round, round_pr
 from splitrank.federation.sizes import BITS_PER_FLOAT32
 from splitrank.federation.state import State
 from splitrank.federation.texts import ClientTexts
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Evaluation, Update
@@ -129,7 +129,7 @@ class FlowerClients:
         for client, start in starts.of.items():
             sent = wire.downlink(start, self.rule)
             header = self._order(plan, client, state, wait_s) | wire.header(sent, state.turn)
-            requests.append((self.membership.present[client].node, (header, wire.flat(sent).numpy())))
+            requests.append((self.membership.present[client].node, (header, to_vector(sent).numpy())))
         replies = self.post.exchange(requests, MessageType.TRAIN, group=str(state.round + 1), wait_s=wait_s)
         results: dict[int, Update | Missed] = {}
         for (client, start), (_, (_, floats)), reply in zip(starts.of.items(), requests, replies, strict=True):
@@ -216,7 +216,7 @@ def evaluate_on_clients(membership: Membership, rule: Rule, state: State) -> Eva
     """
     clients = sorted(membership.present)
     sent = wire.downlink(state.adapter, rule)
-    floats = wire.flat(sent).numpy()
+    floats = to_vector(sent).numpy()
     requests = []
     for client in clients:
         header = membership.request(

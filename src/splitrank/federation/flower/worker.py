@@ -38,7 +38,7 @@ from splitrank.federation.problems import Measured, measured_problem, round_prob
 from splitrank.federation.sizes import rank_cap
 from splitrank.federation.state import State
 from splitrank.federation.texts import ClientTexts
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.client import Pace
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, of_clients
@@ -165,7 +165,7 @@ class Worker:
             store, started_from = PersonalStore.of(header.get("run"), client), int(header["personal_round"])
             answer["personal_sha256"] = store.write(round, update.personal, started_from=started_from)
             answer["personal_lost"] = is_lost
-        return answer, wire.flat(sent).numpy()
+        return answer, to_vector(sent).numpy()
 
     def _evaluate(self, header: Header, floats: Floats) -> Header:
         """Evaluate the shared adapter with this client's personal part on its own test texts; tell three numbers."""

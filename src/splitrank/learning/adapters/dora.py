@@ -30,11 +30,8 @@ class Dora:
     dropout: float = 0.0
 
     name: ClassVar[str] = "dora"
+    traits: ClassVar[MethodTraits] = METHOD_TRAITS["dora"]
     terms: ClassVar[LocalTerms] = NO_TERMS
-
-    @property
-    def traits(self) -> MethodTraits:
-        return METHOD_TRAITS[self.name]
 
     def attach(self, encoder: Encoder) -> PeftModel:
         return attach_lora(encoder, self.linears, scaling=self.scaling, dropout=self.dropout, use_dora=True)

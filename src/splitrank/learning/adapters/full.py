@@ -22,11 +22,8 @@ class Full:
     """Full fine-tuning; implements :class:`method.Method`."""
 
     name: ClassVar[str] = "full"
+    traits: ClassVar[MethodTraits] = METHOD_TRAITS["full"]
     terms: ClassVar[LocalTerms] = NO_TERMS
-
-    @property
-    def traits(self) -> MethodTraits:
-        return METHOD_TRAITS[self.name]
 
     def attach(self, encoder: Encoder) -> None:
         """Leave the model as it is."""

@@ -35,11 +35,8 @@ class Lora:
     dropout: float = 0.0
 
     name: ClassVar[str] = "lora"
+    traits: ClassVar[MethodTraits] = METHOD_TRAITS["lora"]
     terms: ClassVar[LocalTerms] = NO_TERMS
-
-    @property
-    def traits(self) -> MethodTraits:
-        return METHOD_TRAITS[self.name]
 
     def attach(self, encoder: Encoder) -> PeftModel:
         return attach_lora(encoder, self.linears, scaling=self.scaling, dropout=self.dropout)

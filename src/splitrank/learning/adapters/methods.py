@@ -11,10 +11,11 @@ from splitrank.learning.adapters.full import Full
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.method import Method
 
-METHODS: dict[str, type[Lora] | type[Dora] | type[Full]] = {"lora": Lora, "dora": Dora, "full": Full}
+METHODS: dict[str, type[Any]] = {"lora": Lora, "dora": Dora, "full": Full}
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> Method:
     """Make a method of those of the values that it has a field for."""
     kind = METHODS[name]
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    method: Method = kind(**{field.name: values[field.name] for field in fields(kind)})
+    return method
