@@ -11,8 +11,9 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/splitrank run offline
 
+# One process a core: the default tests mostly start programs and wait.
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 # Real weights, AG News, a browser, Ray and trackers too; SPLITRANK_SHARED names the folder that holds data/agnews.
 test-all: .venv/all

@@ -46,7 +46,7 @@ def test_killed_and_resumed_equals_uninterrupted(attempt, head, tiny_config, tmp
     while not (broken / "adapter").exists():
         resume = ["--resume"] if (broken / "config.toml").exists() else []
         process = start_run(*([] if resume else [tiny_config]), "--out", broken, *resume, *([] if resume else options))
-        if starts < 3:
+        if starts < 2:
             process.stdout.readline()  # rounds are being done
             time.sleep(draws.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)

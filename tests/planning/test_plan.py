@@ -35,6 +35,13 @@ deterministic = settings(derandomize=True, deadline=None, max_examples=60)
 ONE = Affine(np.ones(1), np.ones(1))
 
 
+@pytest.mark.parametrize("method", OPTIMAL_SOLVERS)
+def test_an_energy_beyond_any_float_is_infeasible_without_a_limit_too(method: Any) -> None:
+    problem = roomy(1, latency_budget_s=np.inf, energy_budget_j=np.inf, capacitance=np.full(1, 1e300))
+    plan = make_plan(problem, method=method, frequency_policy="least-latency")
+    assert plan.status == "infeasible"
+
+
 @pytest.mark.parametrize("policy", ["least-energy", "least-latency"])
 @pytest.mark.parametrize("method", [*OPTIMAL_SOLVERS, "random-frequency"])
 @pytest.mark.parametrize("rank_policy", ["common", "per-client"])

@@ -162,7 +162,8 @@ def latency_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatAr
 def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:
     """E = (Ω·f² + γ)·C|D| + P_ul·T_ul + ξ [J], equations (3), (8), (12) and what no clock saves, shape (I,)."""
     cycles = problem.workload.cycles(rank)
-    with np.errstate(invalid="ignore"):  # no clock is infinite; the formula's may be, where there is no time left
+    # No clock is infinite; the formula's may be, where there is no time left, and so may be what it takes.
+    with np.errstate(invalid="ignore", over="ignore"):
         compute_j = problem.capacitance * cycles * frequency_hz**2 + problem.joules_per_cycle * cycles
     return compute_j + problem.uplink_power_w * uplink_s(problem, rank) + problem.circuit_energy_j
 
@@ -202,7 +203,8 @@ def feasible(problem: Problem, rank: Rank) -> BoolArray:
     spare_s, spare_j = left_for_compute(problem, rank)
     with np.errstate(invalid="ignore", over="ignore"):
         in_time = cycles <= problem.max_frequency_hz * spare_s
-        in_energy = problem.capacitance * cycles * cycles**2 <= spare_j * spare_s**2
+        needed = problem.capacitance * cycles * cycles**2
+        in_energy = (needed <= spare_j * spare_s**2) & (needed < np.inf)  # beyond a float is beyond no limit, too
     result: BoolArray = (spare_s > 0) & (spare_j > 0) & in_time & in_energy
     return result
 
@@ -278,7 +280,9 @@ def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | Non
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = left_for_compute(problem, rank)
     # f_en < f_max says it all: where f_lat <= f_max, a rank that does not fit has f_en < f_lat, hence f_en < f_max.
-    costly = (spare_j <= 0) | (spare_j < problem.capacitance * cycles * ceiling_hz**2)
+    with np.errstate(over="ignore"):
+        needed_j = problem.capacitance * cycles * ceiling_hz**2
+    costly = (spare_j <= 0) | (spare_j < needed_j) | ~(needed_j < np.inf)
     # Not "spare_s <= 0": without a time limit a client without a link has no S at all.
     return [rank > problem.rank_cap, ~(spare_s > 0), costly]
 
