@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from splitrank.cli import app
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 FIXED_GAINS = ["--set", "radio.uplink_gain=[1e-3,1e-3,1e-3]", "--set", "radio.downlink_gain=[1e-3,1e-3,1e-3]"]
 
@@ -166,6 +167,29 @@ def test_config_show_and_check(tmp_path):
     checked = invoke("config", "check", tmp_path / "mine.toml")
     assert checked.exit_code == 0
     assert "in order" in checked.stdout
+
+
+def test_config_explain():
+    result = invoke("config", "explain", "radio.distance_m")
+    assert result.exit_code == 0
+    assert "a number of metres from 1 to 1e6" in result.stdout
+    assert "did you mean radio.distance_m" in refused("config", "explain", "radio.distance")
+
+
+def test_methods_and_rules_with_their_bits():
+    report = json.loads(invoke("methods", "paper", "--set", "adapter.target_modules=all-linear", "--json").stdout)
+    assert list(report["methods"]) == list(METHOD_TRAITS)
+    assert list(report["rules"]) == list(RULE_TRAITS)
+    per_rank = 32 * 41_472
+    assert report["methods"]["lora"]["bits"] == {"constant": 0, "per_rank": per_rank}
+    assert report["methods"]["full"]["rules"] == ["fedavg"]
+    assert report["rules"]["fedavg"]["uplink_bits"]["per_rank"] == per_rank
+    assert report["rules"]["ffa"]["uplink_bits"]["per_rank"] < per_rank
+    assert report["rules"]["ffa"]["drawn_from_seed"] == ["lora_A"]
+    lines = invoke("methods").stdout
+    assert all(name in lines for name in [*METHOD_TRAITS, *RULE_TRAITS])
+    assert "294,912 · rank" in lines
+    assert all(len(line) <= 130 for line in lines.splitlines())
 
 
 def test_version():

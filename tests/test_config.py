@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import get_args
+from pathlib import Path
+from typing import Annotated, get_args
 
 import pytest
+from pydantic import Field, ValidationError
 
 from splitrank.config import (
     PRESETS,
@@ -17,6 +19,13 @@ from splitrank.config import (
     to_toml,
     with_values,
 )
+from splitrank.config.conditions import Is
+from splitrank.config.explain import explain, settings_page
+from splitrank.config.fields import settings_of, without_effect
+from splitrank.config.layers import flatten, unflatten
+from splitrank.config.problems import sentences
+from splitrank.config.tables import Table
+from splitrank.config.values import Count
 from splitrank.errors import ConfigError, InputError
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
@@ -258,3 +267,98 @@ def test_sources_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b"[model]\nname = '\xe9'\n")
     with pytest.raises(InputError, match="UTF-8"):
         load_config(str(tmp_path / "latin.toml"))
+
+
+def test_the_documentation_is_what_the_fields_say():
+    page = Path(__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == settings_page(), (
+        "docs/settings.md is not what the settings say: python -m splitrank.config.explain > docs/settings.md"
+    )
+    for key, setting in settings_of().items():
+        assert setting.description, key
+        assert f"| `{key}` |" in settings_page()
+
+
+def test_a_setting_or_a_table_is_explained():
+    text = explain("planner.latency_margin")
+    assert "share of T0 kept free" in text
+    assert "must be a number from 0 up to, but not including, 1" in text
+    assert "default: 0" in text
+    assert "read where budget.latency_s is a limit" in text
+    assert "budget.latency_s" in explain("budget")
+    assert "naming it drops data.name" in explain("data.path")
+    with pytest.raises(InputError, match="did you mean budget"):
+        explain("budge")
+    with pytest.raises(InputError, match=r"did you mean federation\.rounds"):
+        explain("federation.round")
+
+
+def test_conditions_name_settings_and_values_there_are():
+    values = settings_of()
+    for setting in values.values():
+        for condition in setting.conditions:
+            keys = [condition.key] if hasattr(condition, "key") else condition.keys
+            assert set(keys) <= set(values), setting.key
+            if isinstance(condition, Is):
+                assert all(repr(value) in values[condition.key].rule for value in condition.values), setting.key
+
+
+class _Inner(Table):
+    """A table of a method's own."""
+
+    experts: Count = Field(2, description="as many")
+
+
+class _Outer(Table):
+    """A table with a table in it."""
+
+    method: str = Field("plain", description="which")
+    mola: Annotated[_Inner, Is("method", ("mola",))] = Field(default_factory=_Inner)
+
+
+def test_a_table_within_a_table_has_one_condition_for_all_its_keys():
+    assert list(settings_of(_Outer)) == ["method", "mola.experts"]
+    flat = flatten({"method": "mola", "mola": {"experts": 3}}, _Outer)
+    assert flat == {"method": "mola", "mola.experts": 3}
+    assert unflatten(flat, _Outer) == {"method": "mola", "mola": {"experts": 3}}
+    assert without_effect(_Outer.model_validate(unflatten(flat, _Outer))) == {}
+    unread = without_effect(_Outer(method="plain"))
+    assert unread == {"mola.experts": 'it is read where method = "mola", and method is "plain"'}
+    tables = {"mola": {"experts": 0, "expertss": 2}}
+    with pytest.raises(ValidationError) as caught:
+        _Outer.model_validate(tables)
+    found = list(sentences(caught.value, tables, _Outer))
+    assert found[0] == "mola.experts must be a whole number, 1 or greater, got 0"
+    assert found[1] == "mola.expertss must be a known key, got an unknown one; did you mean mola.experts?"
+
+
+def test_a_file_goes_over_its_base(tmp_path):
+    (tmp_path / "lab.toml").write_text('base = "edge"\n[federation]\nrounds = 3\n[data]\npath = "texts"\n')
+    (tmp_path / "mine.toml").write_text('base = "lab.toml"\n[train]\nbatch_size = 8\n')
+    mine = load_config(str(tmp_path / "mine.toml"))
+    assert (mine.federation.rounds, mine.train.batch_size, mine.data.path, mine.data.name) == (3, 8, "texts", None)
+    assert mine.radio == load_config("edge").radio
+    (tmp_path / "lab.toml").write_text('base = "mine.toml"\n')
+    with pytest.raises(InputError, match=r"must not lead back .* circle"):
+        load_config(str(tmp_path / "mine.toml"))
+    (tmp_path / "lab.toml").write_text('base = "pape"\n')
+    with pytest.raises(InputError, match=r"base in .*lab\.toml must be a preset .*did you mean paper"):
+        load_config(str(tmp_path / "lab.toml"))
+    (tmp_path / "lab.toml").write_text("base = 3\n")
+    with pytest.raises(InputError, match="got 3"):
+        load_config(str(tmp_path / "lab.toml"))
+
+
+def test_an_override_may_rob_a_key_of_the_file_of_its_effect(tmp_path, caplog):
+    resolved = tmp_path / "config.toml"
+    resolved.write_text(to_toml(load_config("offline")))
+    full = load_config(str(resolved), ["adapter.method=full"])
+    assert full.adapter.method == "full"
+    assert "adapter.target_modules of" in caplog.text
+    assert "target_modules" not in to_toml(full)
+    own = tmp_path / "own.toml"
+    own.write_text("[client]\nflops_per_cycle = 3\n")
+    with pytest.raises(ConfigError, match=r"client\.flops_per_cycle must have an effect"):
+        load_config(str(own), ["federation.rounds=2"])
+    with pytest.raises(ConfigError, match=r"adapter\.scaling must have an effect"):
+        load_config(str(resolved), ["adapter.method=full", "adapter.scaling=2.0"])

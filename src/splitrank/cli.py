@@ -365,6 +365,31 @@ def config_check(config: ConfigArgument = "offline", overrides: SetOption = None
         print(f"{config}: all settings are in order")
 
 
+@config_app.command("explain")
+def config_explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A setting, such as budget.latency_s, or a table.")],
+) -> None:
+    """Say what a setting does, which values it may have, its default, and when it is read."""
+    with _errors_as_exit_codes():
+        from splitrank.config.explain import explain
+
+        print(explain(key))
+
+
+@app.command()
+def methods(config: ConfigArgument = "paper", overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """List adapter methods and aggregation rules: what each trains, its tags, and the bits that it sends.
+
+    Sizes are those of CONFIG's encoder, layers and linears.
+    """
+    with _errors_as_exit_codes():
+        from splitrank.config import load_config
+        from splitrank.federation.methods_report import methods_lines, methods_report
+
+        report = methods_report(load_config(config, overrides or []))
+        print(json.dumps(report, indent=2) if as_json else "\n".join(methods_lines(report)))
+
+
 @cache_app.command("list")
 def cache_list() -> None:
     """List the cached trunk outputs, the longest unused first."""

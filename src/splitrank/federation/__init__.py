@@ -2,6 +2,6 @@
 
 ``rounds`` (one round), ``loop`` (a run), ``state``, ``checkpoints``, ``run_folder``, ``export``, ``export_forms``,
 ``tracking`` · ``texts``, ``sizes``, ``costs``, ``radio``, ``per_client``, ``problems`` (from settings to P1),
-``plan_report``, ``round_lines`` · ``clients`` (what a round asks of them), ``data``, ``model``, ``wire``,
-``in_process``, ``flower`` (the drivers).
+``plan_report``, ``methods_report``, ``round_lines`` · ``clients`` (what a round asks of them), ``data``, ``model``,
+``wire``, ``in_process``, ``flower`` (the drivers).
 """

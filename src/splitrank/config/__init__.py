@@ -1,0 +1,42 @@
+"""Settings of a run: tables, their rules, and the layers they are read in.
+
+``values`` kinds of values, ``conditions`` when a setting is read, ``tables`` every setting, ``fields`` what a setting
+says of itself, ``rules`` between settings, ``layers`` reading and writing, ``problems`` broken rules as sentences,
+``later`` what is specified and not available yet, ``explain`` the documentation.
+"""
+
+from splitrank.config.layers import (
+    PRESETS,
+    config_from,
+    config_of,
+    flatten,
+    is_preset,
+    load_config,
+    parse_overrides,
+    plain_values,
+    read_toml,
+    to_toml,
+    with_values,
+)
+from splitrank.config.tables import AdapterTable, Config, FederationTable
+from splitrank.config.values import NoiseFigure, PerClient, Uniform
+
+__all__ = [
+    "PRESETS",
+    "AdapterTable",
+    "Config",
+    "FederationTable",
+    "NoiseFigure",
+    "PerClient",
+    "Uniform",
+    "config_from",
+    "config_of",
+    "flatten",
+    "is_preset",
+    "load_config",
+    "parse_overrides",
+    "plain_values",
+    "read_toml",
+    "to_toml",
+    "with_values",
+]

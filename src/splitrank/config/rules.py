@@ -1,0 +1,93 @@
+"""Rules that bind several settings, one sentence for each that is broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from splitrank.config.conditions import quoted
+from splitrank.config.fields import settings_of, values_of
+from splitrank.config.tables import Config
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+
+
+def broken_rules(config: Config) -> Iterable[str]:
+    """Yield a sentence for every rule between settings that these break."""
+    yield from _lists_of_clients(config)
+    yield from _method_and_rule(config)
+    yield from _planning(config)
+    yield from _measured_numbers(config)
+    yield from _empty_names(config)
+
+
+def _lists_of_clients(config: Config) -> Iterable[str]:
+    num_clients = config.federation.num_clients
+    for key, value in values_of(config).items():
+        if settings_of()[key].per_client and isinstance(value, tuple) and len(value) != num_clients:
+            yield f"{key} must be a list of federation.num_clients = {num_clients} numbers, got {len(value)}"
+    if config.federation.min_clients > num_clients:
+        yield (
+            f"federation.min_clients must be at most federation.num_clients = {num_clients}, "
+            f"got {config.federation.min_clients}"
+        )
+
+
+def _method_and_rule(config: Config) -> Iterable[str]:
+    """Check adapter method, aggregation rule and ranks, all of them look-ups of their traits."""
+    method, rule = config.adapter.method, config.federation.aggregation
+    traits = METHOD_TRAITS[method]
+    missing = RULE_TRAITS[rule].needs - traits.kinds
+    if missing:
+        others = [name for name, other in RULE_TRAITS.items() if other.needs <= traits.kinds]
+        yield (
+            f'federation.aggregation must be {quoted(others)} for adapter.method = "{method}", which has no '
+            f'{" and no ".join(sorted(missing))}, got "{rule}"; try federation.aggregation = "{others[0]}"'
+        )
+    if config.workload.model == "paper" and not traits.in_paper:
+        yield (
+            f'workload.model must be "flops" or "measured" for adapter.method = "{method}", got "paper"; '
+            'try workload.model = "flops"'
+        )
+    if config.planner.rank_policy == "common" or config.adapter.rank is not None or not traits.has_rank:
+        return
+    if "unequal_ranks" not in RULE_TRAITS[rule].tags and not missing:
+        able = [name for name, other in RULE_TRAITS.items() if "unequal_ranks" in other.tags]
+        suggested = "flexlora" if "flexlora" in able else able[0]
+        yield (
+            f'planner.rank_policy must be "common" for federation.aggregation = "{rule}", which averages factors of '
+            f'one rank, got "per-client"; try federation.aggregation = "{suggested}"'
+        )
+    if config.radio.downlink == "broadcast":
+        yield (
+            'planner.rank_policy must be "common" for radio.downlink = "broadcast", which sends everybody the same '
+            'adapter, got "per-client"; try radio.downlink = "unicast"'
+        )
+
+
+def _planning(config: Config) -> Iterable[str]:
+    chooses_hz = config.planner.method != "random-frequency"
+    if math.isinf(config.budget.latency_s) and chooses_hz and config.planner.frequency_policy == "least-energy":
+        yield (
+            'planner.frequency_policy must be "least-latency" where budget.latency_s = inf, got "least-energy", '
+            "which would stop the clock; leave it out"
+        )
+    if config.planner.where == "client" and config.planner.method == "random-frequency":
+        yield 'planner.where must be "server" for planner.method = "random-frequency", a baseline, got "client"'
+
+
+def _measured_numbers(config: Config) -> Iterable[str]:
+    measured = ("reference_frequency_hz", "seconds_per_sample", "seconds_per_sample_per_rank")
+    given = [key for key in measured if getattr(config.client, key) is not None]
+    if given and len(given) < len(measured):
+        lacking = next(key for key in measured if key not in given)
+        yield f"client.{lacking} must be given beside client.{given[0]}, got nothing; leave all out to measure them"
+
+
+def _empty_names(config: Config) -> Iterable[str]:
+    for key, text in (("path", config.data.path), ("label", config.data.label)):
+        if text is not None and not text.strip():
+            yield f"data.{key} must not be empty, got {text!r}; leave it out or name yours"
+    if config.data.name is not None and not config.data.name.strip():
+        yield 'data.name must be a data set\'s name, got ""; try data.name = "fancyzhx/ag_news"'
+    if not config.model.name.strip():
+        yield 'model.name must be a model\'s name or folder, got ""; try model.name = "roberta-base"'

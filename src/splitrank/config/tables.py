@@ -1,0 +1,295 @@
+"""The tables of a configuration file: every setting with its kind, its default, when it is read, and what it does.
+
+The defaults are the paper's numbers (Table 2 of Xie and Wen) where the paper gives them; ``presets/paper.toml`` names
+the others as our choice. A new setting is one field here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from splitrank.config.conditions import Is, IsNot, LeftOut, Limited
+from splitrank.config.values import (
+    Accuracy,
+    Budget,
+    BudgetPerClient,
+    ClassCount,
+    ClientCount,
+    Columns,
+    Count,
+    CountOrZero,
+    CountPerClient,
+    Decibels,
+    DistancePerClient,
+    Gains,
+    Layers,
+    Modules,
+    NoiseDensity,
+    NotNegative,
+    NotNegativePerClient,
+    OpenShare,
+    Positive,
+    PositivePerClient,
+    Share,
+    ThreadCount,
+    TokenCount,
+    Uniform,
+)
+from splitrank.traits import METHOD_TRAITS
+
+
+def _methods(setting: str) -> Is:
+    """Return the condition that the adapter method reads a key of the table ``[adapter]``."""
+    return Is("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
+
+
+_PAPER, _FLOPS, _MEASURED = (Is("workload.model", (model,)) for model in ("paper", "flops", "measured"))
+_HAS_RANK = Is("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
+_PLANS_RANK = LeftOut(("adapter.rank",))
+_DRAWS_GAINS = LeftOut(("radio.uplink_gain", "radio.downlink_gain"))
+_OWN_COLUMNS = IsNot("data.name", "docstrings")
+
+
+class Table(BaseModel):
+    """A table of settings; a field whose type is a table is a table within it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelTable(Table):
+    """The encoder: which weights, where it is cut, how it computes."""
+
+    name: str = Field("roberta-base", description='hub name or folder of the encoder, or `"minilm"` (offline)')
+    trained_layers: Layers = Field(
+        "last:3", description="layers that are trained; what lies below the first of them is frozen and cached"
+    )
+    max_length: TokenCount = Field(128, description="tokens per text; longer texts are cut")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="number format of the computation; auto: bf16 where the hardware multiplies it"
+    )
+    head: Literal["full", "out_proj", "frozen", "local"] = Field(
+        "full",
+        description='`"full"` trains and sends the classifier, `"out_proj"` its last linear map, `"frozen"` none of '
+        'it; `"local"` trains and never sends it',
+    )
+    hidden_size: Count | None = Field(
+        None, description="for `plan`, where the model is neither known by name nor a folder"
+    )
+    intermediate_size: Count | None = Field(None, description="as `model.hidden_size`")
+    num_layers: Count | None = Field(None, description="as `model.hidden_size`")
+    num_labels: ClassCount | None = Field(None, description="classes; left out, those of the data, and 4 for `plan`")
+
+
+class AdapterTable(Table):
+    """What is trained in each layer."""
+
+    method: Literal["lora", "dora", "full"] = Field(
+        "lora",
+        description='`"dora"`: LoRA with a trained magnitude of each output; `"full"`: all weights of the trained '
+        "layers, without a rank",
+    )
+    target_modules: Annotated[Modules, _methods("target_modules")] = Field(
+        "query-value", description="linear maps that get an adapter"
+    )
+    scaling: Annotated[Positive, _methods("scaling")] = Field(2.0, description="alpha/r, the same at every rank")
+    dropout: Annotated[Share, _methods("dropout")] = Field(0.0, description="dropout before lora_A")
+    rank: Annotated[Count | None, _HAS_RANK] = Field(None, description="fixes the rank; left out, it is planned")
+
+
+class DataTable(Table):
+    """The labelled texts."""
+
+    name: str | None = Field(
+        None, description='data set on the Hugging Face hub, or `"docstrings"`, which any installation has'
+    )
+    path: str | None = Field(None, description="folder with train.* and test.*, or one file")
+    text: Annotated[Columns | None, _OWN_COLUMNS] = Field(
+        None, description='columns of the text, joined by a space; left out, `"text"` or what the data set is known by'
+    )
+    label: Annotated[str | None, _OWN_COLUMNS] = Field(None, description='column of the class; left out, `"label"`')
+    train_rows: Count | None = Field(
+        None, description="takes that many training rows, drawn by seed, class shares kept; left out, all"
+    )
+    test_rows: Count | None = Field(None, description="as `data.train_rows`, of the test rows")
+    test_share: Annotated[OpenShare | None, _OWN_COLUMNS] = Field(
+        None, description="share of the training rows held out where there is no test split; left out, 0.2"
+    )
+
+
+class FederationTable(Table):
+    """Who takes part, for how long, and how their work is joined."""
+
+    num_clients: ClientCount = Field(3, description="number of clients")
+    rounds: Count = Field(10, description="rounds of the run")
+    local_epochs: Count = Field(1, description="passes of a client over its texts in a round")
+    partition: Literal["iid"] = Field("iid", description="who holds which rows, in one process")
+    aggregation: Literal["fedavg", "ffa", "flexlora"] = Field(
+        "fedavg",
+        description='`"fedavg"`: averages every tensor, lora_A and lora_B apart; `"ffa"`: trains, sends and averages '
+        'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank',
+    )
+    target_accuracy: Accuracy | None = Field(None, description="stops the run when the test accuracy reaches it")
+    min_clients: Count = Field(
+        1,
+        description="fewer updates than this leave the model as it is; through Flower a round also waits for so many "
+        "clients",
+    )
+    join_s: NotNegative = Field(
+        120.0, description="through Flower: seconds to wait for all clients before the run starts with those present"
+    )
+    timeout_s: Positive = Field(
+        3600.0,
+        description="through Flower: seconds that a round waits where budgets are simulated, and that a run waits for "
+        "clients to join",
+    )
+    grace_s: NotNegative = Field(
+        10.0, description="through Flower, where budgets are measured: seconds that a round waits beyond its budget"
+    )
+
+
+class TrainTable(Table):
+    """Local training with AdamW."""
+
+    learning_rate: Positive = Field(5e-5, description="AdamW's learning rate")
+    batch_size: Count = Field(32, description="texts per step")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description='`"linear"`: the learning rate falls to 0 over the whole run'
+    )
+    weight_decay: NotNegative = Field(0.0, description="AdamW's weight decay")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
+    dropout: Share = Field(0.0, description="the encoder's own dropout, in the trained layers")
+
+
+class ClientTable(Table):
+    """The clients' machines."""
+
+    samples: CountPerClient = Field(40000, description="texts per client, for `plan`; `run` counts the real ones")
+    capacitance: PositivePerClient = Field(
+        Uniform(low=0.2e-25, high=1e-25), description="Ω, effective switched capacitance; Ω·f³ is power in W"
+    )
+    max_frequency_hz: PositivePerClient = Field(1e9, description="highest CPU frequency")
+    circuit_energy_j: NotNegativePerClient = Field(50.0, description="ξ, energy per round beside computing and sending")
+    flops_per_cycle: Annotated[PositivePerClient, _FLOPS] = Field(
+        32.0, description="floating-point operations per cycle"
+    )
+    reference_frequency_hz: Annotated[PositivePerClient | None, _MEASURED] = Field(
+        None, description="frequency at which the two keys below were measured"
+    )
+    seconds_per_sample: Annotated[PositivePerClient | None, _MEASURED] = Field(
+        None, description="a of a + b·r, seconds per text and epoch at rank r"
+    )
+    seconds_per_sample_per_rank: Annotated[NotNegativePerClient | None, _MEASURED] = Field(
+        None, description="b of a + b·r"
+    )
+    test_share: Annotated[OpenShare, Is("model.head", ("local",))] = Field(
+        0.2, description="through Flower: what a client without a `test.*` of its own holds out for testing"
+    )
+
+
+class RadioTable(Table):
+    """The links. Powers in W, gains and noise linear; only the noise density and figure are in dB."""
+
+    bandwidth_hz: PositivePerClient | None = Field(None, description="each client's sub-band")
+    total_bandwidth_hz: Positive | None = Field(None, description="a band that the clients share equally")
+    uplink_power_w: PositivePerClient = Field(Uniform(low=0.02, high=0.1), description="transmit power of a client")
+    downlink_power_w: PositivePerClient = Field(1.0, description="transmit power towards a client")
+    large_scale_gain: Annotated[PositivePerClient | None, _DRAWS_GAINS] = Field(
+        None, description="mean power gain of the channel"
+    )
+    distance_m: Annotated[DistancePerClient | None, _DRAWS_GAINS] = Field(
+        None, description="distance to the server; the path loss is 128.1 + 37.6 log10(d/km) dB"
+    )
+    fading: Annotated[Literal["rayleigh", "none"], _DRAWS_GAINS] = Field(
+        "rayleigh", description="multiplies the mean gain anew every round"
+    )
+    uplink_gain: Gains | None = Field(None, description="fixes the gains, without a draw")
+    downlink_gain: Gains | None = Field(None, description="fixes the gains, without a draw")
+    noise_power_w: PositivePerClient | None = Field(None, description="noise in the sub-band")
+    noise_psd_dbm_hz: NoiseDensity | None = Field(None, description="noise density, multiplied by the bandwidth")
+    noise_figure_db: Decibels | None = Field(None, description="noise figure of the receivers, beside the density")
+    downlink: Literal["unicast", "broadcast"] = Field(
+        "unicast", description='`"broadcast"`: the whole band at the slowest participant\'s rate'
+    )
+
+
+class BudgetTable(Table):
+    """What a round may cost."""
+
+    latency_s: Budget = Field(18000.0, description="T0, seconds of a round, for all clients")
+    energy_j: BudgetPerClient = Field(25000.0, description="E0, joules of a round")
+
+
+class WorkloadTable(Table):
+    """How a round's operations and bits follow from the rank."""
+
+    model: Literal["paper", "flops", "measured"] = Field(
+        "paper",
+        description='the paper\'s operation count; `"flops"`: true FLOPs and what is really sent; `"measured"`: from '
+        "seconds per text, given in the table client or, through Flower, measured",
+    )
+    bits_per_parameter: Annotated[Positive, _PAPER] = Field(256.0, description="Q, bits of a parameter on the air")
+    count_head: Annotated[bool, _PAPER, Is("model.head", ("full", "out_proj"))] = Field(
+        False, description="whether the head's bits are counted, too"
+    )
+    trunk: Annotated[Literal["prepared", "every-round"], _FLOPS] = Field(
+        "prepared", description="the frozen trunk is computed once outside the rounds, or charged every round"
+    )
+    tokens_per_sample: Annotated[Count, _FLOPS] = Field(64, description="text length, for `plan`")
+
+
+class PlannerTable(Table):
+    """How ranks and frequencies are chosen."""
+
+    method: Literal["exact", "bisection", "branch-and-bound", "random-frequency"] = Field(
+        "exact", description='the solver; `"random-frequency"` is the paper\'s baseline'
+    )
+    max_rank: Annotated[Count, _HAS_RANK, _PLANS_RANK] = Field(128, description="largest rank that may be planned")
+    rank_policy: Annotated[Literal["common", "per-client"], _HAS_RANK, _PLANS_RANK] = Field(
+        "common", description='one rank for all, that of the weakest; `"per-client"`: each client\'s own largest'
+    )
+    frequency_policy: Annotated[
+        Literal["least-energy", "least-latency"], IsNot("planner.method", "random-frequency")
+    ] = Field(
+        "least-energy",
+        description="of the frequencies with which a client meets its budgets, the lowest or the highest; without "
+        "a time limit always the highest",
+    )
+    latency_margin: Annotated[Share, Limited("budget.latency_s")] = Field(0.0, description="share of T0 kept free")
+    random_range: Annotated[Literal["feasible", "full"], Is("planner.method", ("random-frequency",))] = Field(
+        "feasible", description="where frequencies are drawn: as rank 1 allows, or from 0 to the highest"
+    )
+    where: Literal["server", "client"] = Field(
+        "server", description='`"client"`, through Flower: each client plans for itself and tells only its largest rank'
+    )
+
+
+class RunTable(Table):
+    """How the program runs."""
+
+    seed: CountOrZero = Field(0, description="every draw follows from it")
+    threads: ThreadCount = Field(0, description="threads of a client's computation; 0 for all cores")
+    cache_limit_gb: Positive = Field(20.0, description="all cached trunk outputs together")
+    tracking: Literal["none", "tensorboard", "mlflow"] = Field(
+        "none",
+        description="where the rounds' numbers also go: `OUT/tensorboard`, or `OUT/mlflow` unless MLFLOW_TRACKING_URI "
+        'says where; needs `pip install "splitrank[tracking]"`. MLflow reports its use to its makers unless '
+        "MLFLOW_DISABLE_TELEMETRY=true",
+    )
+
+
+class Config(Table):
+    """All settings of a run, checked. Build one with :func:`splitrank.load_config`."""
+
+    model: ModelTable = Field(default_factory=ModelTable)
+    adapter: AdapterTable = Field(default_factory=AdapterTable)
+    data: DataTable = Field(default_factory=DataTable)
+    federation: FederationTable = Field(default_factory=FederationTable)
+    train: TrainTable = Field(default_factory=TrainTable)
+    client: ClientTable = Field(default_factory=ClientTable)
+    radio: RadioTable = Field(default_factory=RadioTable)
+    budget: BudgetTable = Field(default_factory=BudgetTable)
+    workload: WorkloadTable = Field(default_factory=WorkloadTable)
+    planner: PlannerTable = Field(default_factory=PlannerTable)
+    run: RunTable = Field(default_factory=RunTable)
