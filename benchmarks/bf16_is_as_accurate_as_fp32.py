@@ -24,7 +24,7 @@ from benchmarks.materials import FREE_BUDGETS, agnews_rows, empty_cache
 from benchmarks.measure import conclude
 from splitrank import load_config, run
 
-MOST_POINTS = 0.3
+MAX_POINTS = 0.3
 
 
 def records(rows: Path, out: Path, precision: str, seed: int, rounds: int) -> list[dict[str, Any]]:
@@ -68,8 +68,8 @@ def main() -> None:
         f"AG News, MiniLM, {arguments.train_rows} training and {arguments.test_rows} test texts, {arguments.rounds} "
         f"rounds, mean of {len(arguments.seeds)} seeds: bf16 {means['bf16']:.4f}, fp32 {means['fp32']:.4f}, "
         f"difference {points:+.2f} points; a repeated bf16 run is {'identical' if repeats else 'NOT identical'}",
-        abs(points) <= MOST_POINTS and repeats,
-        most_points=MOST_POINTS,
+        abs(points) <= MAX_POINTS and repeats,
+        most_points=MAX_POINTS,
         seeds=arguments.seeds,
         train_rows=arguments.train_rows,
         test_rows=arguments.test_rows,

@@ -40,8 +40,8 @@ from splitrank.learning.adapters.method import AdaptedEncoder
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.trunk import TrunkOutputs
 
-MOST_SHARE = 0.02
-MOST_MS_PER_CLIENT = 3.0
+MAX_SHARE = 0.02
+MAX_MS_PER_CLIENT = 3.0
 STEP = (
     (TrunkOutputs, "read"),
     (AdaptedEncoder, "logits"),
@@ -165,9 +165,9 @@ def main() -> None:
         f"Framework time: {100 * share:.2f} % of a round in which three clients train on {arguments.train_rows} texts; "
         f"with {arguments.clients:,} clients {round_ms + beside_ms:.2f} ms per client and round ({round_ms:.2f} ms "
         f"planning, averaging and recording, {beside_ms:.2f} ms beside each client's training steps)",
-        share < MOST_SHARE and round_ms + beside_ms < MOST_MS_PER_CLIENT,
-        most_share=MOST_SHARE,
-        most_ms_per_client=MOST_MS_PER_CLIENT,
+        share < MAX_SHARE and round_ms + beside_ms < MAX_MS_PER_CLIENT,
+        most_share=MAX_SHARE,
+        most_ms_per_client=MAX_MS_PER_CLIENT,
         three_clients=[{"round_s": round_s, "framework_s": framework_s} for round_s, framework_s in three],
         num_clients=arguments.clients,
         many_clients_framework_s=[framework_s for _, framework_s in many],

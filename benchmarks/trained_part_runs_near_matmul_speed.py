@@ -35,11 +35,11 @@ from benchmarks.materials import empty_cache, roberta_base_shape
 from benchmarks.measure import alternate, conclude
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.method import attach, initial, trained_head
-from splitrank.learning.client import Task, Training, train
+from splitrank.learning.client import Task, TrainingConfig, train
 from splitrank.learning.encoder import Encoder, load_encoder
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
-from splitrank.placement import target_maps
+from splitrank.placement import target_linears
 from splitrank.planning.costs.cost import TrainedPart
 from splitrank.planning.costs.lora import LORA
 from splitrank.planning.flops import EncoderShape
@@ -48,7 +48,7 @@ LEAST = {"query-value": 0.75, "all-linear": 0.65}
 LEAST_WITH_AMX = {"query-value": 0.5, "all-linear": 0.5}
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 LAYERS, LABELS, RANK, BATCH, TOKENS, STEPS = (9, 10, 11), ["a", "b", "c", "d"], 8, 32, 64, 4
-TRAINING = Training(
+TRAINING = TrainingConfig(
     learning_rate=5e-4,
     batch_size=BATCH,
     schedule="constant",
@@ -79,7 +79,7 @@ class Step:
 
     def __init__(self, encoder: Encoder, outputs: TrunkOutputs, targets: str) -> None:
         self.encoder, self.outputs = encoder, outputs
-        self.adapted = attach(encoder, Lora(target_maps(targets), scaling=2.0))
+        self.adapted = attach(encoder, Lora(target_linears(targets), scaling=2.0))
         start = initial(self.adapted, trained_head(self.adapted, "full"))
         self.adapter = self.adapted.method.resize(start, RANK, distribution="svd", seed=0, round=1)
         self.labels = np.arange(len(outputs.lengths)) % len(LABELS)
@@ -128,7 +128,7 @@ def measure(folder: Path, targets: str, repeats: int, *, has_amx: bool, profiled
         encoder.num_layers, encoder.hidden_size, encoder.model.config.intermediate_size, encoder.num_heads
     )
     kinds = frozenset({"lora_A", "lora_B"})
-    flops = LORA.flops(TrainedPart(sizes, tuple(LAYERS), target_maps(targets), "full", len(LABELS), kinds))
+    flops = LORA.flops(TrainedPart(sizes, tuple(LAYERS), target_linears(targets), "full", len(LABELS), kinds))
     needed = BATCH * float((flops.sample + RANK * flops.sample_per_rank) @ [1, TOKENS, TOKENS**2])
     assert needed == sum(2 * left.numel() * right[-1] for left, right in noted.sizes)
     pairs = alternate(step, products(noted.sizes, encoder.precision), repeats=repeats, warm_up=3)

@@ -9,13 +9,13 @@ import pytest
 
 from splitrank import Config, load_data
 from splitrank.federation.flower import flower_clients
+from splitrank.federation.flower.messenger import Reply
 from splitrank.federation.flower.payload import NO_FLOATS, pack, unpack
-from splitrank.federation.flower.post import Reply
 from splitrank.federation.flower.worker import Worker
 
 
-class Post:
-    """A post that has one worker of this process answer, node n standing for client n."""
+class Messenger:
+    """A messenger that has one worker of this process answer, node n standing for client n."""
 
     num_nodes = 3
 
@@ -50,17 +50,19 @@ class Post:
 
 
 @contextmanager
-def flower(kind: type[Post] = Post) -> Iterator[tuple[Callable[[Config], flower_clients.FlowerClients], list[Post]]]:
-    """What connects a run to three nodes of this process, each time anew, and the posts that it made."""
-    made: list[Post] = []
+def flower(
+    kind: type[Messenger] = Messenger,
+) -> Iterator[tuple[Callable[[Config], flower_clients.FlowerClients], list[Messenger]]]:
+    """What connects a run to three nodes of this process, each time anew, and the messengers that it made."""
+    made: list[Messenger] = []
 
     def connect(config: Config) -> flower_clients.FlowerClients:
         clients = flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="0" * 32)
-        made.append(clients.post)
+        made.append(clients.messenger)
         return clients
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flower_clients, "Post", kind)
+        patch.setattr(flower_clients, "Messenger", kind)
         yield connect, made
-    for post in made:
-        post.worker.close()
+    for messenger in made:
+        messenger.worker.close()

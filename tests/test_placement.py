@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from splitrank.errors import ConfigError
-from splitrank.placement import MAPS, layer_indices, target_maps
+from splitrank.placement import LINEARS, layer_indices, target_linears
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_layers_that_are_not_there(setting):
     ("setting", "expected"),
     [
         ("query-value", ("query", "value")),
-        ("all-linear", MAPS),
+        ("all-linear", LINEARS),
         (["value", "query"], ("query", "value")),
         (["q_lin", "v_lin"], ("query", "value")),
         (["dense"], ("attention_output", "intermediate", "output")),
@@ -40,9 +40,9 @@ def test_layers_that_are_not_there(setting):
     ],
 )
 def test_maps(setting, expected):
-    assert target_maps(setting) == expected
+    assert target_linears(setting) == expected
 
 
 def test_maps_that_match_nothing():
     with pytest.raises(ValueError, match="'keys' does not"):
-        target_maps(["query", "keys"])
+        target_linears(["query", "keys"])

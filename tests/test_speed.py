@@ -17,7 +17,7 @@ from splitrank.learning.minilm import minilm_folder
 from splitrank.learning.trunk import trunk_outputs
 
 LABELS = ["a", "b", "c", "d"]
-TRAINING = client.Training(
+TRAINING = client.TrainingConfig(
     learning_rate=5e-4,
     batch_size=32,
     schedule="constant",

@@ -1,4 +1,4 @@
-"""Where adapters sit: which layers of the encoder and which linear maps of a layer, by name.
+"""Where adapters sit: which layers of the encoder and which linears of a layer, by name.
 
 Both wings need the answer (one counts the parameters, the other attaches them), so it stands on the ground floor.
 """
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 
 from splitrank.errors import ConfigError
 
-MAPS = ("query", "key", "value", "attention_output", "intermediate", "output")
-"""The six linear maps of a transformer layer, in the order in which a layer uses them."""
+LINEARS = ("query", "key", "value", "attention_output", "intermediate", "output")
+"""The six linears of a transformer layer, in the order in which a layer uses them."""
 
-MAP_SETS: dict[str, tuple[str, ...]] = {
+LINEAR_SETS: dict[str, tuple[str, ...]] = {
     "query-value": ("query", "value"),
     "attention": ("query", "key", "value", "attention_output"),
-    "all-linear": MAPS,
+    "all-linear": LINEARS,
 }
 
-# What the supported families call these maps, as PEFT's `target_modules` would name them. A name that ends several
-# maps of a layer (BERT's "dense") means all of them, as it does in PEFT.
+# What the supported families call these linears, as PEFT's `target_modules` would name them. A name that ends several
+# linears of a layer (BERT's "dense") means all of them, as it does in PEFT.
 _MODULE_NAMES: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in MAPS},
+    **{name: (name,) for name in LINEARS},
     **dict.fromkeys(("attention.self.query", "self.query", "q", "attn.q", "attention.attn.q", "q_lin"), ("query",)),
     **dict.fromkeys(("attention.self.key", "self.key", "k", "attn.k", "attention.attn.k", "k_lin"), ("key",)),
     **dict.fromkeys(("attention.self.value", "self.value", "v", "attn.v", "attention.attn.v", "v_lin"), ("value",)),
@@ -33,30 +33,30 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def target_maps(target_modules: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of the maps that ``adapter.target_modules`` selects, in the order of ``MAPS``.
+def target_linears(target_modules: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of the linears that ``adapter.target_modules`` selects, in the order of ``LINEARS``.
 
     Args:
         target_modules: ``"query-value"``, ``"attention"``, ``"all-linear"`` or a list of module names, either those
-            of ``MAPS`` or a model family's own (``"q_lin"``, ``"attention.self.query"``).
+            of ``LINEARS`` or a model family's own (``"q_lin"``, ``"attention.self.query"``).
 
     Raises:
         ValueError: a name that matches no map of a layer; the message lists what would.
     """
     if isinstance(target_modules, str):
-        if target_modules not in MAP_SETS:
-            raise ValueError(f'one of {", ".join(MAP_SETS)} or a list of module names such as ["query", "value"]')
-        return MAP_SETS[target_modules]
+        if target_modules not in LINEAR_SETS:
+            raise ValueError(f'one of {", ".join(LINEAR_SETS)} or a list of module names such as ["query", "value"]')
+        return LINEAR_SETS[target_modules]
     chosen: set[str] = set()
     for name in target_modules:
         if name not in _MODULE_NAMES:
             raise ValueError(
-                f"a list of names that match a linear map of a layer ({', '.join(MAPS)}); {name!r} does not"
+                f"a list of names that match a linear of a layer ({', '.join(LINEARS)}); {name!r} does not"
             )
         chosen.update(_MODULE_NAMES[name])
     if not chosen:
-        raise ValueError(f"a list with at least one of {', '.join(MAPS)}")
-    return tuple(name for name in MAPS if name in chosen)
+        raise ValueError(f"a list with at least one of {', '.join(LINEARS)}")
+    return tuple(name for name in LINEARS if name in chosen)
 
 
 def parse_trained_layers(trained_layers: str | Sequence[int]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from splitrank.federation.flower import line
-from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower import worker_socket
+from splitrank.federation.flower.client_config import read_client_config
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header
 from splitrank.federation.flower.worker import Worker
 
@@ -45,16 +45,16 @@ def spoilt(round: int, header: Header, floats: Floats) -> tuple[Header, Floats]:
 
 
 def main() -> None:
-    own = read_own_settings(Path(sys.argv[1]))
+    own = read_client_config(Path(sys.argv[1]))
     worker = Worker(own)
-    with line.listening(own.socket) as listener:
+    with worker_socket.listening(own.socket) as listener:
         while True:
             connection, _ = listener.accept()
             with connection:
-                header, floats = line.receive(connection)
+                header, floats = worker_socket.receive(connection)
                 answer = worker.answer(header, floats)
                 try:
-                    line.send(connection, *spoilt(header.get("round", 0), *answer))
+                    worker_socket.send(connection, *spoilt(header.get("round", 0), *answer))
                 except _HangUp:
                     continue
 

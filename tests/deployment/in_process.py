@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from splitrank import load_config, load_data, make_clients, run
-from splitrank.federation.clients import Missed
+from splitrank.federation.clients import NoUpdate
 from tests.deployment.flower_processes import records, without_wall
 
 
@@ -32,7 +32,7 @@ class Disturbed:
 
     def train(self, starts, plan, state):
         told = self._told[state.round + 1]
-        missed = {client["client"]: Missed(client["missed"]) for client in told if "missed" in client}
+        missed = {client["client"]: NoUpdate(client["missed"]) for client in told if "missed" in client}
         return {**self._clients.train(starts, plan, state), **missed}
 
 

@@ -6,14 +6,14 @@ python tests/deployment/slow_worker.py CLIENT.toml
 from __future__ import annotations
 
 from splitrank.federation.flower import worker
-from splitrank.learning.client import Pace
+from splitrank.learning.client import Throttle
 
 SLOW_ROUND = 2
 
 
-class TenTimesAsLong(Pace):
-    def keep(self, started_s: float, share_done: float) -> None:
-        slow = Pace(10 * self.slowdown, 10 * self.planned_s, self.stop_at_s, self.rested_s)
+class TenTimesAsLong(Throttle):
+    def wait(self, started_s: float, share_done: float) -> None:
+        slow = Throttle(10 * self.slowdown, 10 * self.planned_s, self.stop_at_s, self.rested_s)
         slow.keep(started_s, share_done)
         self.rested_s = slow.rested_s
 
@@ -22,7 +22,7 @@ def main() -> None:
     answer = worker.Worker.answer
 
     def slowly(self, header, floats):
-        worker.Pace = TenTimesAsLong if header.get("round") == SLOW_ROUND else Pace
+        worker.Throttle = TenTimesAsLong if header.get("round") == SLOW_ROUND else Throttle
         return answer(self, header, floats)
 
     worker.Worker.answer = slowly

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from splitrank.federation.flower.own_settings import read_own_settings
-from splitrank.federation.flower.station import commands
+from splitrank.federation.flower.client_config import read_client_config
+from splitrank.federation.flower.supervisor import commands
 from tests.deployment import hostile_worker, slow_worker
 from tests.deployment.flower_processes import (
     Deployment,
@@ -54,7 +54,7 @@ def away(lines: list[dict], client: int) -> list[int]:
 def start_with(worker: ModuleType, deployed: Deployment, client: int) -> None:
     """A client whose worker is another one."""
     file = deployed.folder / f"client-{client}" / "client.toml"
-    own = commands(read_own_settings(file), file)
+    own = commands(read_client_config(file), file)
     own["worker"] = [sys.executable, str(worker.__file__), str(file)]
     for name, command in own.items():
         deployed.running.start(f"client-{client}-{name}", *command)

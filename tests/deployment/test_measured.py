@@ -18,7 +18,7 @@ BUDGET_S = 60.0
 ROUNDS = 10
 LINKS = (Shape(1e6, 4e6, 0.05), Shape(5e6, 10e6, 0.02), Shape(20e6, 20e6, 0.01))
 # What a round's exchange takes on the wire beside the adapter: settings, TLS, HTTP, asking for work [bytes].
-MOST_BESIDE_BYTES = 60_000
+MAX_BESIDE_BYTES = 60_000
 
 
 SETTINGS = f"""
@@ -91,4 +91,4 @@ def test_predicted_is_actual(tiny_texts, tmp_path):
             recorded = sum(record["clients"][client][name] for record in rounds[1 : ROUNDS - 1]) / 8
             beside = (last[way] - first[way] - recorded) / (ROUNDS - 2)
             print(f"client {client} {name}: {recorded / (ROUNDS - 2):.0f} bytes a round recorded, {beside:.0f} beside")
-            assert -0.05 * recorded <= beside * (ROUNDS - 2) <= 0.05 * recorded + MOST_BESIDE_BYTES * (ROUNDS - 2)
+            assert -0.05 * recorded <= beside * (ROUNDS - 2) <= 0.05 * recorded + MAX_BESIDE_BYTES * (ROUNDS - 2)

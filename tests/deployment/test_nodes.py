@@ -9,9 +9,9 @@ import pytest
 
 from splitrank import load_config, load_data
 from splitrank.federation.flower import flower_clients, prepared, worker
-from splitrank.federation.flower.machine import measured_machine
+from splitrank.federation.flower.device_profile import profile_device
 from splitrank.federation.rounds import run_round
-from tests.flower_in_process import Post
+from tests.flower_in_process import Messenger
 
 pytestmark = pytest.mark.extras
 
@@ -27,7 +27,7 @@ MEASURED = [
 @pytest.fixture
 def connected(tiny_config, monkeypatch):
     """A function from further settings to clients that have joined."""
-    monkeypatch.setattr(flower_clients, "Post", Post)
+    monkeypatch.setattr(flower_clients, "Messenger", Messenger)
     made = []
 
     def connect(*settings: str) -> flower_clients.FlowerClients:
@@ -37,7 +37,7 @@ def connected(tiny_config, monkeypatch):
 
     yield connect
     for clients in made:
-        clients.post.worker.close()
+        clients.messenger.worker.close()
         clients.close()
 
 
@@ -45,7 +45,7 @@ def test_training_at_a_set_clock_is_counted_at_full_clock(connected, monkeypatch
     """It takes as long as it takes there, without rests."""
     monkeypatch.setattr(worker, "at_frequency", lambda frequency_hz: nullcontext(True))
     clients = connected("budget.latency_s=20")
-    before = dict(clients.membership.known)
+    before = dict(clients.roster.known)
     _, record = run_round(clients.model.initial_state(), clients)
     for client, told in enumerate(record.clients):
         machine = before[client].machine
@@ -55,7 +55,7 @@ def test_training_at_a_set_clock_is_counted_at_full_clock(connected, monkeypatch
         full_clock_s = told["samples"] * (
             machine.seconds_per_sample + machine.seconds_per_sample_per_rank * told["rank"]
         )
-        (slowness,) = clients.post.worker._prepared.machines[client].slowness
+        (slowness,) = clients.messenger.worker._prepared.machines[client].slowness
         assert slowness * full_clock_s < told["wall_compute_s"] * share
 
 
@@ -64,30 +64,30 @@ def test_a_machine_timed_while_it_was_busy_is_soon_planned_as_it_is(connected, m
     """And meanwhile it does not rest: it works at full clock."""
 
     def busy(*args):
-        found = measured_machine(*args)
+        found = profile_device(*args)
         return replace(found, seconds_per_sample=30 * found.seconds_per_sample)
 
-    monkeypatch.setattr(prepared, "measured_machine", busy)
+    monkeypatch.setattr(prepared, "profile_device", busy)
     clients = connected('planner.frequency_policy="least-latency"', f'planner.where="{where}"')
-    estimates = clients.post.worker._prepared.machines
+    estimates = clients.messenger.worker._prepared.machines
     timed_s = [estimates[client].machine.seconds_per_sample for client in range(3)]
     _, record = run_round(clients.model.initial_state(), clients)
     for client, told in enumerate(record.clients):
         assert told["wall_compute_s"] < timed_s[client] * told["samples"] / 5
         assert estimates[client].machine.seconds_per_sample < timed_s[client] / 5
-        known = clients.membership.known[client].machine
+        known = clients.roster.known[client].machine
         assert known == (estimates[client].machine if where == "server" else None)
 
 
 def test_without_a_time_limit_a_round_waits_as_long_as_the_timeout(connected, monkeypatch):
     clients = connected("budget.latency_s=inf", "budget.energy_j=inf", "federation.timeout_s=77", "adapter.rank=2")
-    waited, exchange = [], clients.post.exchange
+    waited, exchange = [], clients.messenger.exchange
 
     def watched(requests, message_type, *, group, wait_s):
         waited.append(wait_s)
         return exchange(requests, message_type, group=group, wait_s=wait_s)
 
-    monkeypatch.setattr(clients.post, "exchange", watched)
+    monkeypatch.setattr(clients.messenger, "exchange", watched)
     _, record = run_round(clients.model.initial_state(), clients)
     assert waited == [77.0]
     for told in record.clients:

@@ -12,7 +12,7 @@ from splitrank.config import plain_values
 from splitrank.deployment.init import init
 from splitrank.errors import InputError
 from splitrank.federation import wire
-from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower.client_config import read_client_config
 from splitrank.federation.flower.personal import PersonalStore
 from splitrank.federation.flower.worker import Worker
 from splitrank.federation.model import load_model
@@ -40,7 +40,7 @@ def asked(tiny_config, tiny_texts, tmp_path):
     def ask(own: str) -> tuple[dict, dict]:
         text = (folder / "client.toml").read_text()
         (folder / "client.toml").write_text(text.replace('path = "train.csv"', own))
-        workers.append(Worker(read_own_settings(folder / "client.toml")))
+        workers.append(Worker(read_client_config(folder / "client.toml")))
         joined, _ = workers[-1].answer({**common, "kind": "join", "measure": False}, np.zeros(0, np.float32))
         adapter = model.initial_state().adapter
         sent = wire.downlink(adapter, RULES["fedavg"])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower.client_config import read_client_config
 from tests.deployment.flower_processes import (
     BIN,
     Deployment,
@@ -70,7 +70,7 @@ def at_the_port(deployed: Deployment) -> str:
 
 def behind_the_port(deployed: Deployment) -> str:
     """Where somebody comes from who has a client's certificate: that client's own way to the server."""
-    return f"127.0.0.1:{read_own_settings(deployed.folder / 'client-0' / 'client.toml').proxy_port}"
+    return f"127.0.0.1:{read_client_config(deployed.folder / 'client-0' / 'client.toml').proxy_port}"
 
 
 FROM = pytest.mark.parametrize("address", [at_the_port, behind_the_port])
@@ -142,7 +142,7 @@ def test_a_client_cannot_be_the_server(deployed):
     """A client's certificate, signed by the same authority, does not pass for the server's at another client."""
     folder, impostor, misled = deployed.folder / "client-1", free_port(), free_port()
     own = (folder / "nginx.conf").read_text()
-    proxy_port = read_own_settings(folder / "client.toml").proxy_port
+    proxy_port = read_client_config(folder / "client.toml").proxy_port
     led_to_impostor = own.replace(f"server 127.0.0.1:{deployed.port}", f"server 127.0.0.1:{impostor}")
     for name, port, text in (("impostor", impostor, own), ("misled", misled, led_to_impostor)):
         text = text.replace(f"127.0.0.1:{proxy_port}", f"127.0.0.1:{port}").replace("nginx", name)

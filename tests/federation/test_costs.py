@@ -8,12 +8,12 @@ from splitrank.config import load_config
 from splitrank.federation.costs import preparation, round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.sizes import encoder_shape
-from splitrank.federation.texts import amounts_of_text, planned_texts
+from splitrank.federation.texts import nominal_text_stats, text_stats
 
 
 def workload_of(*overrides: str):
     config = load_config("edge", overrides)
-    return round_workload(config, encoder_shape(config), planned_texts(config))
+    return round_workload(config, encoder_shape(config), nominal_text_stats(config))
 
 
 def test_a_client_keeps_its_draws_when_others_join():
@@ -26,7 +26,7 @@ def test_a_client_keeps_its_draws_when_others_join():
 
 def test_the_trunk_is_prepared_or_charged_every_round():
     prepared, charged = (load_config("edge", [f"workload.trunk={mode}"]) for mode in ("prepared", "every-round"))
-    shape, texts = encoder_shape(prepared), planned_texts(prepared)
+    shape, texts = encoder_shape(prepared), nominal_text_stats(prepared)
     once = preparation(prepared, shape, texts)
     assert preparation(charged, shape, texts) is None
     more = round_workload(charged, shape, texts).cycles(8) - round_workload(prepared, shape, texts).cycles(8)
@@ -53,7 +53,7 @@ def test_an_untrained_factor_is_neither_computed_nor_sent():
 
 
 def test_amounts_of_text_are_sums_over_lengths():
-    texts = amounts_of_text([np.array([3, 4]), np.array([5])])
+    texts = text_stats([np.array([3, 4]), np.array([5])])
     np.testing.assert_array_equal(texts.samples, [2.0, 1.0])
     np.testing.assert_array_equal(texts.token_sum, [7.0, 5.0])
     np.testing.assert_array_equal(texts.token_square_sum, [25.0, 25.0])

@@ -127,9 +127,9 @@ def test_through_flowers_messages(method, rule, policy, config_of, tmp_path):
     from tests.flower_in_process import flower
 
     config = config_of(method, rule, policy)
-    with flower() as (connect, posts):
+    with flower() as (connect, messengers):
         list(run(config, tmp_path / "flower", connect=connect))
-    sent = posts[0].sent
+    sent = messengers[0].sent
     list(run(config, tmp_path / "run"))
     assert without_wall(tmp_path / "flower") == without_wall(tmp_path / "run")
     export = export_folder(config)
@@ -153,11 +153,11 @@ def test_a_local_head_through_flower_never_leaves_its_client(config_of, tmp_path
     from tests.flower_in_process import flower
 
     config = config_of("lora", "fedavg", "common", 'model.head="local"')
-    with flower() as (connect, posts):
+    with flower() as (connect, messengers):
         list(islice(run(config, tmp_path / "flower", connect=connect), ROUNDS))
         # A worker that was started again, and a server that goes on after its last checkpoint, find what they need.
         list(run(config, tmp_path / "flower", resume=True, connect=connect))
-    names = [name for post in posts for header, *_ in post.sent for name, _ in header.get("tensors", [])]
+    names = [name for messenger in messengers for header, *_ in messenger.sent for name, _ in header.get("tensors", [])]
     assert names
     assert not any(name.startswith("head/") for name in names)
     # The server's export is the shared part, and cannot predict.
@@ -197,9 +197,9 @@ def test_a_part_whose_update_was_missed_is_kept(tmp_path, monkeypatch):
 @pytest.mark.extras
 def test_a_run_goes_on_where_nobody_can_tell_how_well_it_does(config_of, tmp_path):
     from splitrank.federation.flower.payload import NO_FLOATS
-    from tests.flower_in_process import Post, flower
+    from tests.flower_in_process import Messenger, flower
 
-    class Mute(Post):
+    class Mute(Messenger):
         def answer(self, node, header, floats=NO_FLOATS):
             reply = super().answer(node, header, floats)
             return reply if header["kind"] != "evaluate" else type(reply)({"kind": "failure"}, None, 1.0)

@@ -12,7 +12,7 @@ import torch
 
 from splitrank import load_config, load_data, make_clients
 from splitrank.federation import wire
-from splitrank.federation.clients import Missed
+from splitrank.federation.clients import NoUpdate
 from splitrank.federation.in_process import InProcessClients
 from splitrank.federation.state import State
 from splitrank.learning.adapters.adapter import Adapter, to_vector
@@ -56,11 +56,11 @@ def honest(clients, start) -> tuple[dict, np.ndarray]:
     return {**header, "train_loss": update.train_loss}, update.adapter.to_vector().numpy()
 
 
-def checked(clients: InProcessClients, start: State, header: dict, floats: np.ndarray | None) -> Update | Missed:
+def checked(clients: InProcessClients, start: State, header: dict, floats: np.ndarray | None) -> Update | NoUpdate:
     """What becomes of an answer after it has gone through Flower's records."""
     from splitrank.federation.flower.checks import checked_update
+    from splitrank.federation.flower.messenger import Reply
     from splitrank.federation.flower.payload import PayloadError, pack, unpack
-    from splitrank.federation.flower.post import Reply
 
     try:
         reply = Reply(*unpack(pack(header, floats)), 1.0) if floats is not None else Reply(header, None, 1.0)
@@ -120,7 +120,7 @@ def test_an_honest_update_passes(clients, start, honest):
 def test_a_wrong_header_is_rejected(clients, start, honest, changes, reason):
     header, floats = honest
     missed = checked(clients, start, {**header, **changes}, floats)
-    assert isinstance(missed, Missed)
+    assert isinstance(missed, NoUpdate)
     assert reason in missed.reason
     assert len(missed.reason) <= 1000
 
@@ -155,7 +155,7 @@ def one_is(value: float):
 def test_a_wrong_array_is_rejected(clients, start, honest, spoil, reason):
     header, floats = honest
     missed = checked(clients, start, header, spoil(start, floats))
-    assert isinstance(missed, Missed)
+    assert isinstance(missed, NoUpdate)
     assert reason in missed.reason
 
 
@@ -178,7 +178,7 @@ def test_no_honest_client_reaches_the_bound(clients, start):
 @pytest.mark.parametrize("rule", ["fedavg", "ffa"])
 def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_bound_is(rule, clients, start):
     from splitrank.federation.flower.checks import checked_update, norm_bound
-    from splitrank.federation.flower.post import Reply
+    from splitrank.federation.flower.messenger import Reply
 
     training, samples, rule = clients.model.local_training, clients.num_samples[CLIENT], RULES[rule]
     sent = wire.uplink(start.adapter, rule, CLIENT, TURN)
@@ -186,7 +186,7 @@ def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_
     honest = {"kind": "update", "client": CLIENT, "round": ROUND, "samples": samples, "train_loss": 1.0}
     honest |= wire.header(sent, TURN)
 
-    def check(vector: torch.Tensor) -> Update | Missed:
+    def check(vector: torch.Tensor) -> Update | NoUpdate:
         return checked_update(
             Reply(honest, vector.numpy(), 1.0), start.adapter, rule,
             client=CLIENT, round=ROUND, turn=TURN, num_samples=samples, training=training,
@@ -205,7 +205,7 @@ def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_
     bound = norm_bound(before, samples, training)
     direction = pull[0] / pull[0].norm()
     assert isinstance(check(before + 0.99 * bound * direction), Update)
-    assert isinstance(check(before + 10 * bound * direction), Missed)
+    assert isinstance(check(before + 10 * bound * direction), NoUpdate)
 
 
 @pytest.mark.parametrize("rank", [-1, 33, 10**9, 10**18, 1.5, True, "8", None])

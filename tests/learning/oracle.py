@@ -24,7 +24,7 @@ from splitrank.learning.adapters.adapter import Adapter, kind_of
 from splitrank.learning.adapters.method import AdaptedEncoder, attach, initial, trained_head
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.encoder import Encoder, load_encoder
-from splitrank.placement import MAPS
+from splitrank.placement import LINEARS
 
 LABELS = ["a", "b", "c", "d"]
 LENGTHS = [5, 17, 9, 30, 2, 12]
@@ -53,7 +53,7 @@ def random_ids(vocab_size: int, lengths: Sequence[int]) -> list[NDArray[np.int32
     return [np.array([2, *draws.integers(5, vocab_size, length - 2), 3], dtype=np.int32) for length in lengths]
 
 
-def adapt(encoder: Encoder, name: str = "lora", *, linears=MAPS, scaling=2.0, dropout=0.0) -> AdaptedEncoder:
+def adapt(encoder: Encoder, name: str = "lora", *, linears=LINEARS, scaling=2.0, dropout=0.0) -> AdaptedEncoder:
     """Put a method of the table into an encoder."""
     return attach(encoder, make_method(name, {"linears": linears, "scaling": scaling, "dropout": dropout}))
 

@@ -14,7 +14,7 @@ from splitrank.learning.adapters.method import load, read
 from splitrank.learning.adapters.methods import METHODS
 from splitrank.learning.client import (
     Task,
-    Training,
+    TrainingConfig,
     classification_metrics,
     learning_rate_factor,
     predict_logits,
@@ -72,7 +72,7 @@ def trained(setting, rows=None, *, name="lora", adapter=None, dropout=0.0, asked
         texts,
         np.arange(10) if rows is None else np.array(rows),
         LABELS,
-        Training(**{**DEFAULTS, **changes}),
+        TrainingConfig(**{**DEFAULTS, **changes}),
     )
 
 
@@ -112,7 +112,7 @@ def test_training_moves_all_that_is_trained_and_nothing_else(name, policy, setti
     state = adapted.encoder.model.state_dict(keep_vars=True)
     base = {key: tensor.detach().clone() for key, tensor in state.items() if id(tensor) not in own}
     before = {key: tensor.clone() for key, tensor in start.tensors.items()}
-    update = train(adapted, task(start), texts, np.arange(10), LABELS, Training(**DEFAULTS))
+    update = train(adapted, task(start), texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
     assert same_bits(start.tensors, before)
     assert list(update.adapter.tensors) == list(before)
     assert (update.adapter.rank, update.adapter.scaling) == (start.rank, start.scaling)
@@ -139,7 +139,7 @@ def test_moments_start_fresh(setting):
     first = trained(setting)
     alone = trained(setting, adapter=first.adapter, asked={"round": 2})
     adapted, texts, start = setting()
-    arguments = (texts, np.arange(10), LABELS, Training(**DEFAULTS))
+    arguments = (texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
     one = train(adapted, task(start), *arguments)
     two = train(adapted, task(one.adapter, round=2), *arguments)
     assert same(alone, two)
@@ -194,7 +194,7 @@ def test_divergence_is_a_clear_error(setting):
     with pytest.raises(
         RunError, match=r"loss and weights of client 2 in round 1 must be finite.*train\.learning_rate below 0\.01"
     ):
-        train(adapted, task(start, client=2), texts, np.arange(10), LABELS, Training(**DEFAULTS))
+        train(adapted, task(start, client=2), texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -203,7 +203,7 @@ def test_personal_tensors_are_trained_and_stay(name, setting):
     shared = setting(name, policy="frozen")[2]
     head = {key: tensor.clone() for key, tensor in whole.only("head").items()}
     before = {key: tensor.clone() for key, tensor in head.items()}
-    arguments = (texts, np.arange(10), LABELS, Training(**DEFAULTS))
+    arguments = (texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
     update = train(adapted, task(shared, personal=head), *arguments)
     assert update.adapter.kinds == shared.kinds
     assert list(update.personal) == list(head)

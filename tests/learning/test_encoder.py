@@ -13,7 +13,7 @@ from splitrank.learning.adapters.method import AdaptedEncoder, load
 from splitrank.learning.encoder import Encoder
 from splitrank.learning.forward import packed_logits
 from splitrank.learning.trunk import trunk_outputs
-from splitrank.placement import MAPS
+from splitrank.placement import LINEARS
 from tests.conftest import TINY_FAMILIES
 from tests.learning import oracle
 from tests.learning.oracle import adapt, begin, moved, random_ids
@@ -50,7 +50,7 @@ def assert_same_as_peft(adapted: AdaptedEncoder, ids: list[np.ndarray], toleranc
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_forward_and_gradients_equal_hugging_face(family, place, tiny_model):
     encoder = oracle.load(tiny_model(family), place)
-    assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9, 30, 2, 12]), MAPS)
+    assert_same_as_hugging_face(encoder, random_ids(64, [5, 17, 9, 30, 2, 12]), LINEARS)
 
 
 class Halving(torch.nn.Dropout):
@@ -61,7 +61,7 @@ class Halving(torch.nn.Dropout):
 
 
 @pytest.mark.parametrize("place", ["last:3", "middle:3"])
-@pytest.mark.parametrize("linears", [MAPS, ("query", "value"), ("key",)])
+@pytest.mark.parametrize("linears", [LINEARS, ("query", "value"), ("key",)])
 def test_dropout_before_adapters_equals_hugging_face(linears, place, tiny_model):
     """Then a linear's LoRA reads other states than its frozen matrix."""
     adapted = adapt(oracle.load(tiny_model("roberta"), place), linears=linears)
@@ -75,7 +75,7 @@ def test_dropout_before_adapters_equals_hugging_face(linears, place, tiny_model)
 @pytest.mark.parametrize("lengths", [[16] * 8, [20] * 32, [9] * 3, [9], [32, 31, 3, 30, 32], [2, 31]])
 def test_batches_with_and_without_padding(lengths, tiny_model):
     """Rows that are the grid itself, rows that fill their blocks but not the grid, rows with filling, one text."""
-    assert_same_as_hugging_face(oracle.load(tiny_model("roberta")), random_ids(64, lengths), MAPS)
+    assert_same_as_hugging_face(oracle.load(tiny_model("roberta")), random_ids(64, lengths), LINEARS)
 
 
 def test_gaps_between_trained_layers(tiny_model):
@@ -89,7 +89,7 @@ def test_gaps_between_trained_layers(tiny_model):
 def test_minilm_equals_hugging_face(place):
     encoder = oracle.load("minilm", place, max_length=128)
     ids = random_ids(encoder.model.config.vocab_size, [7, 64, 128, 21, 3])
-    assert_same_as_hugging_face(encoder, ids, MAPS, tolerance=1e-4)  # float32 through six wide layers and 128 tokens
+    assert_same_as_hugging_face(encoder, ids, LINEARS, tolerance=1e-4)  # float32 through six wide layers and 128 tokens
 
 
 def test_dropout_is_off_unless_asked_for(tiny_model):

@@ -268,7 +268,7 @@ def test_the_packed_pass_refuses_what_it_would_ignore(method, held, tiny_model):
     parameters = load(adapted, own_adapter(adapted))
     assert not is_packable(encoder, list(parameters.values()))
     if held and not isinstance(method, Biases):  # whose biases it would take away
-        encoder.hold(range(encoder.cut_layer, encoder.num_layers))
+        encoder.cast_and_fuse_qkv(range(encoder.cut_layer, encoder.num_layers))
     with pytest.raises(TypeError):
         packed_logits(encoder, hidden, COUNTS)
 
@@ -281,7 +281,7 @@ def test_the_packed_pass_refuses_a_bias_that_is_trained_later(linear, tiny_model
     hidden = adapted.encoder.trunk(IDS)
     for layer in (3, 5):
         module = adapted.encoder.model.get_submodule(f"roberta.encoder.layer.{layer}")
-        bias = module.get_submodule(adapted.encoder.family.maps[linear]).base_layer.bias
+        bias = module.get_submodule(adapted.encoder.family.linears[linear]).base_layer.bias
         bias.requires_grad_()
         with pytest.raises(TypeError):
             packed_logits(adapted.encoder, hidden, COUNTS)

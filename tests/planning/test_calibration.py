@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from splitrank import streams, units
-from splitrank.placement import target_maps
+from splitrank.placement import target_linears
 from splitrank.planning.channel import path_loss_gain, rayleigh_gain
 from splitrank.planning.costs.cost import Count, TrainedPart, total
 from splitrank.planning.costs.table import COSTS
@@ -38,7 +38,7 @@ def uniform(seed: int, purpose: str, low: float, high: float) -> np.ndarray:
 
 def part_of(targets: str) -> TrainedPart:
     """LoRA in the last three layers."""
-    return TrainedPart(SHAPE, (9, 10, 11), target_maps(targets), "full", 4, frozenset({"lora_A", "lora_B"}))
+    return TrainedPart(SHAPE, (9, 10, 11), target_linears(targets), "full", 4, frozenset({"lora_A", "lora_B"}))
 
 
 def payload(targets: str, bits: float, head: int) -> Payload:

@@ -18,7 +18,7 @@ from splitrank.config import AdapterTable
 from splitrank.learning import layer
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
-from splitrank.placement import target_maps
+from splitrank.placement import target_linears
 from splitrank.planning.costs.cost import Count, TrainedPart, total
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.workload import KNOWN_SHAPES
@@ -121,7 +121,7 @@ def expected_step(part: TrainedPart, method: str, rank: int = RANK) -> float:
 
 
 def part_of(layers: list[int], targets: str | tuple[str, ...], head: str, kinds: set[str], **more: bool) -> TrainedPart:
-    return TrainedPart(SHAPE, tuple(layers), target_maps(targets), head, NUM_LABELS, frozenset(kinds), **more)  # type: ignore[arg-type]
+    return TrainedPart(SHAPE, tuple(layers), target_linears(targets), head, NUM_LABELS, frozenset(kinds), **more)  # type: ignore[arg-type]
 
 
 FACTORS = {"lora_A", "lora_B"}
@@ -151,7 +151,7 @@ def test_operations_equal_torchs_count(
     assert expected_step(part, method) == counted_step(part, method)
 
 
-@pytest.mark.parametrize("name", SHAPE.maps())
+@pytest.mark.parametrize("name", SHAPE.linears())
 @pytest.mark.parametrize("layers", [[3], [1, 2]], ids=str)
 @pytest.mark.parametrize(("method", "kinds"), TRAINED[:-1], ids=IDS[:-1])
 def test_operations_equal_torchs_count_for_a_single_linear(
@@ -203,7 +203,7 @@ def test_training_less_never_costs_more(method: str, rule: str) -> None:
 
 def roberta(method: str, targets: str, layers: int = 3) -> TrainedPart:
     kinds = METHOD_TRAITS[method].kinds
-    return TrainedPart(ROBERTA, tuple(range(12 - layers, 12)), target_maps(targets), "full", 4, kinds)
+    return TrainedPart(ROBERTA, tuple(range(12 - layers, 12)), target_linears(targets), "full", 4, kinds)
 
 
 def test_numbers_of_roberta_base() -> None:

@@ -13,7 +13,7 @@ from splitrank.errors import InputError
 from splitrank.federation.costs import round_workload
 from splitrank.federation.problems import plan_round, round_problem
 from splitrank.federation.sizes import encoder_shape
-from splitrank.federation.texts import planned_texts
+from splitrank.federation.texts import nominal_text_stats
 from splitrank.studies import figures
 from splitrank.studies.experiments import PRESETS, VARIED, chosen_experiments, experiment_members, read_study
 from splitrank.studies.reproduce import planned_ranks
@@ -59,7 +59,7 @@ def test_the_small_preset_has_the_ranks_of_the_papers_size(experiment):
         plans = []
         for config in (large.config, small.config):
             shape = encoder_shape(config)
-            workload = round_workload(config, shape, planned_texts(config))
+            workload = round_workload(config, shape, nominal_text_stats(config))
             problem = round_problem(config, shape, workload, 2, sit_out=True)
             plans.append(plan_round(config, problem, 2, sit_out=True))
         np.testing.assert_array_equal(plans[0].max_rank, plans[1].max_rank)
@@ -74,7 +74,7 @@ def test_no_client_is_ever_below_its_rank_under_random_frequency(preset):
         for member in experiment_members(study, experiment, {}, range(3)):
             config = member.config
             shape = encoder_shape(config)
-            workload = round_workload(config, shape, planned_texts(config))
+            workload = round_workload(config, shape, nominal_text_stats(config))
             ranks = [
                 plan_round(config, round_problem(config, shape, workload, round, sit_out=True), round, sit_out=True)
                 for round in range(1, 6)

@@ -17,7 +17,7 @@ from splitrank.errors import InputError
 from splitrank.federation.costs import round_workload
 from splitrank.federation.problems import plan_round, round_problem
 from splitrank.federation.sizes import encoder_shape
-from splitrank.federation.texts import planned_texts
+from splitrank.federation.texts import nominal_text_stats
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import energy_j, feasible, frequency_range_hz, latency_s
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
@@ -64,7 +64,7 @@ def config_of(case: str):
 
 def problem_of(config, round: int = 1):
     shape = encoder_shape(config)
-    return round_problem(config, shape, round_workload(config, shape, planned_texts(config)), round, sit_out=False)
+    return round_problem(config, shape, round_workload(config, shape, nominal_text_stats(config)), round, sit_out=False)
 
 
 @pytest.mark.parametrize("case", CASES)

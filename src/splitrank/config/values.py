@@ -168,8 +168,8 @@ def _layers(value: Any) -> Any:
 
 def _modules(value: Any) -> Any:
     if not isinstance(value, str | list | tuple) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"one of {', '.join(placement.MAP_SETS)} or a list of module names")
-    placement.target_maps(value)
+        raise ValueError(f"one of {', '.join(placement.LINEAR_SETS)} or a list of module names")
+    placement.target_linears(value)
     return value if isinstance(value, str) else tuple(value)
 
 
@@ -181,7 +181,7 @@ Layers = Annotated[
 Modules = Annotated[
     str | tuple[str, ...],
     BeforeValidator(_modules),
-    Rule(f"one of {', '.join(placement.MAP_SETS)} or a list of module names"),
+    Rule(f"one of {', '.join(placement.LINEAR_SETS)} or a list of module names"),
 ]
 
 

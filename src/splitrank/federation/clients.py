@@ -9,7 +9,7 @@ from typing import Protocol
 from splitrank.config import Config
 from splitrank.federation.model import Model
 from splitrank.federation.state import State
-from splitrank.federation.texts import ClientTexts
+from splitrank.federation.texts import TextStats
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
@@ -18,7 +18,7 @@ from splitrank.planning.problem import Problem
 
 
 @dataclass(frozen=True)
-class Missed:
+class NoUpdate:
     """A participant that gave no update, and why; ``wall`` as in :class:`Update`."""
 
     reason: str
@@ -49,7 +49,7 @@ class Clients(Protocol):
         """The texts that are on this machine."""
 
     @property
-    def texts(self) -> ClientTexts:
+    def texts(self) -> TextStats:
         """Amounts of text of each client."""
 
     @property
@@ -69,7 +69,7 @@ class Clients(Protocol):
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return who takes part in the next round, at which rank and frequency; who fits none sits out."""
 
-    def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | Missed]:
+    def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | NoUpdate]:
         """Let every participant train on its own texts, from its own start, at the plan's frequency."""
 
     def evaluate(self, state: State) -> Evaluation:

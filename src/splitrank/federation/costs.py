@@ -13,7 +13,7 @@ from splitrank.config import Config
 from splitrank.errors import ConfigError
 from splitrank.federation.per_client import per_client
 from splitrank.federation.sizes import payload, trained_part
-from splitrank.federation.texts import ClientTexts
+from splitrank.federation.texts import TextStats
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import (
@@ -31,7 +31,7 @@ FloatArray = NDArray[np.float64]
 
 
 def round_workload(
-    config: Config, shape: EncoderShape, texts: ClientTexts, turn: int = 0, rule: RuleTraits | None = None
+    config: Config, shape: EncoderShape, texts: TextStats, turn: int = 0, rule: RuleTraits | None = None
 ) -> Workload:
     """Return what a round costs each client as a function of the rank, by ``workload.model``.
 
@@ -87,7 +87,7 @@ def with_merged_parts(workload: Workload, numbers: int, bits_per_number: float) 
     return replace(workload, downlink_bits=Affine(downlink.constant + numbers * bits_per_number, downlink.per_rank))
 
 
-def _trunk_cycles(cut_layer: int, shape: EncoderShape, texts: ClientTexts, flops_per_cycle: FloatArray) -> FloatArray:
+def _trunk_cycles(cut_layer: int, shape: EncoderShape, texts: TextStats, flops_per_cycle: FloatArray) -> FloatArray:
     return trunk_cycles(shape, cut_layer, texts.token_sum, texts.token_square_sum, flops_per_cycle)
 
 
@@ -99,7 +99,7 @@ class Preparation:
     joules: FloatArray
 
 
-def preparation(config: Config, shape: EncoderShape, texts: ClientTexts) -> Preparation | None:
+def preparation(config: Config, shape: EncoderShape, texts: TextStats) -> Preparation | None:
     """Time cycles/f_max and energy Ω·cycles·f_max² of the trunk, where the workload leaves it out of the rounds."""
     if config.workload.model != "flops" or config.workload.trunk != "prepared":
         return None
@@ -111,7 +111,7 @@ def preparation(config: Config, shape: EncoderShape, texts: ClientTexts) -> Prep
     return Preparation(cycles / max_frequency_hz, capacitance * cycles * max_frequency_hz**2)
 
 
-def preparation_records(config: Config, shape: EncoderShape, texts: ClientTexts) -> list[dict[str, Any]]:
+def preparation_records(config: Config, shape: EncoderShape, texts: TextStats) -> list[dict[str, Any]]:
     """Return what round 0's line says of the clients: their texts, and what their pass through the trunk costs."""
     cost = preparation(config, shape, texts)
     records: list[dict[str, Any]] = [

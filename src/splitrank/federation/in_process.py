@@ -17,7 +17,7 @@ from splitrank.federation.model import Model, load_model, method_of
 from splitrank.federation.problems import plan_round, round_problem
 from splitrank.federation.sizes import payload, rank_cap, trained_part
 from splitrank.federation.state import State
-from splitrank.federation.texts import ClientTexts, amounts_of_text
+from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.aggregation.rule import Rule, Starts
@@ -50,7 +50,7 @@ class InProcessClients:
     test_outputs: TrunkOutputs
     train_rows: Sequence[NDArray[np.int64]]
     test_rows: Sequence[NDArray[np.int64]]
-    texts: ClientTexts
+    texts: TextStats
 
     @property
     def config(self) -> Config:
@@ -187,7 +187,7 @@ def make_clients(
         check_counts(rule, model)
     train_ids = model.tokenize(data.train_texts)
     lengths = np.array([len(ids) for ids in train_ids], dtype=np.int64)
-    texts = amounts_of_text([lengths[rows] for rows in train_rows])
+    texts = text_stats([lengths[rows] for rows in train_rows])
     workload = round_workload(config, model.shape, texts, rule=rule.traits)
     round_problem(config, model.shape, workload, 1, sit_out=True)  # finds impossible quantities before any work is done
     return InProcessClients(

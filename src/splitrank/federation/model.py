@@ -28,7 +28,7 @@ from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.method import AdaptedEncoder, Method, attach, initial, load, trained_head
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.aggregation.rule import Rule
-from splitrank.learning.client import FULL_SPEED, Evaluation, Pace, Task, Training, Update
+from splitrank.learning.client import FULL_SPEED, Evaluation, Task, Throttle, TrainingConfig, Update
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
@@ -86,10 +86,10 @@ class Model:
         return trunk_outputs(self.encoder, token_ids, limit_bytes=self.config.run.cache_limit_gb * 1e9, what=what)
 
     @property
-    def local_training(self) -> Training:
+    def local_training(self) -> TrainingConfig:
         """How every client trains."""
         train, federation = self.config.train, self.config.federation
-        return Training(
+        return TrainingConfig(
             learning_rate=train.learning_rate,
             batch_size=train.batch_size,
             schedule=train.schedule,
@@ -126,10 +126,10 @@ class Model:
         rows: NDArray[np.int64],
         labels: NDArray[np.int64],
         *,
-        pace: Pace = FULL_SPEED,
+        throttle: Throttle = FULL_SPEED,
     ) -> Update:
         """Train one client on its rows of some texts for one round."""
-        return training.train(self.adapted, task, texts, rows, labels, self.local_training, pace=pace)
+        return training.train(self.adapted, task, texts, rows, labels, self.local_training, throttle=throttle)
 
     def evaluate(
         self, texts: TrunkOutputs, labels: NDArray[np.int64], shares: Sequence[NDArray[np.int64]], state: State
@@ -205,7 +205,7 @@ def load_model(config: Config, label_names: Sequence[str], method: Method | None
 def method_of(config: Config) -> Method:
     """Return the adapter method that the settings name."""
     adapter = config.adapter
-    linears = placement.target_maps(adapter.target_modules)
+    linears = placement.target_linears(adapter.target_modules)
     return make_method(adapter.method, {"linears": linears, "scaling": adapter.scaling, "dropout": adapter.dropout})
 
 

@@ -15,7 +15,7 @@ from splitrank.federation.sizes import (
     fixed_rank,
     head_numbers_sent,
 )
-from splitrank.federation.texts import planned_texts
+from splitrank.federation.texts import nominal_text_stats
 from splitrank.planning.plan import plan_json
 from splitrank.records import finite
 
@@ -29,7 +29,7 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
     None.
     """
     shape = encoder_shape(config)
-    texts = planned_texts(config)
+    texts = nominal_text_stats(config)
     problem = planned_problem(config, round, sit_out=False)
     plan = plan_round(config, problem, round, sit_out=False)
     report = plan_json(plan, problem)

@@ -17,7 +17,7 @@ from splitrank.federation.costs import round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.radio import gains, noise_w, sub_bands_hz
 from splitrank.federation.sizes import encoder_shape, fixed_rank, payload, rank_cap
-from splitrank.federation.texts import ClientTexts, planned_texts
+from splitrank.federation.texts import TextStats, nominal_text_stats
 from splitrank.planning import link
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.plan import Plan, make_plan
@@ -90,8 +90,8 @@ class Measured:
         seconds_per_sample, seconds_per_sample_per_rank: a and b [s] of :func:`workload.measured_workload`.
         reference_frequency_hz: the clock they were measured at, taken for the fastest there is [Hz].
         capacitance: Ω such that Ω·f³ is the power at that clock.
-        paced: whether the machine keeps that clock and rests instead of slowing down, so that its energy is Ω·C·f_max²
-            at any planned clock; bool.
+        throttled: whether the machine keeps that clock and rests instead of slowing down, so that its energy is
+            Ω·C·f_max² at any planned clock; bool.
         uplink_bps, downlink_bps: rates of the links [bit/s], 0 for a client that is not there.
         overhead_s: what a round's exchange takes that no rate explains [s].
         latency_margin: share of T0 that covers how much the actual latency strays.
@@ -101,7 +101,7 @@ class Measured:
     seconds_per_sample_per_rank: FloatArray
     reference_frequency_hz: FloatArray
     capacitance: FloatArray
-    paced: NDArray[np.bool_]
+    throttled: NDArray[np.bool_]
     uplink_bps: FloatArray
     downlink_bps: FloatArray
     overhead_s: FloatArray
@@ -109,7 +109,7 @@ class Measured:
 
 
 def measured_problem(
-    config: Config, shape: EncoderShape, texts: ClientTexts, measured: Measured, turn: int = 0
+    config: Config, shape: EncoderShape, texts: TextStats, measured: Measured, turn: int = 0
 ) -> Problem:
     """State P1 on measured numbers; powers, circuit energy and budgets are those of the settings."""
     return _problem(
@@ -124,8 +124,8 @@ def measured_problem(
         uplink_bps=measured.uplink_bps,
         downlink_bps=measured.downlink_bps,
         uplink_power_w=per_client(config.radio.uplink_power_w, "radio.uplink_power_w", config),
-        capacitance=np.where(measured.paced, 0.0, measured.capacitance),
-        joules_per_cycle=np.where(measured.paced, measured.capacitance * measured.reference_frequency_hz**2, 0.0),
+        capacitance=np.where(measured.throttled, 0.0, measured.capacitance),
+        joules_per_cycle=np.where(measured.throttled, measured.capacitance * measured.reference_frequency_hz**2, 0.0),
         max_frequency_hz=measured.reference_frequency_hz,
         circuit_energy_j=per_client(config.client.circuit_energy_j, "client.circuit_energy_j", config),
         energy_budget_j=per_client(config.budget.energy_j, "budget.energy_j", config),
@@ -137,9 +137,9 @@ def measured_problem(
 
 
 def planned_problem(config: Config, round: int, *, sit_out: bool, turn: int = 0) -> Problem:
-    """State the round's problem without data or weights, for :func:`texts.planned_texts`."""
+    """State the round's problem without data or weights, for :func:`texts.nominal_text_stats`."""
     shape = encoder_shape(config)
-    workload = round_workload(config, shape, planned_texts(config), turn)
+    workload = round_workload(config, shape, nominal_text_stats(config), turn)
     return round_problem(config, shape, workload, round, sit_out=sit_out)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from splitrank.federation.clients import Clients, Missed
+from splitrank.federation.clients import Clients, NoUpdate
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.distribute import distribute
 from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
@@ -79,14 +79,14 @@ def starts_of(state: State, plan: Plan, clients: Clients) -> Starts:
 
 
 def split_replies(
-    replies: Mapping[int, Update | Missed], min_clients: int
-) -> tuple[dict[int, Update], dict[int, Missed]]:
+    replies: Mapping[int, Update | NoUpdate], min_clients: int
+) -> tuple[dict[int, Update], dict[int, NoUpdate]]:
     """Return updates in the order of the clients, none if there are too few; and who gave none, or gave it in vain."""
     updates = {client: reply for client, reply in sorted(replies.items()) if isinstance(reply, Update)}
-    missed = {client: reply for client, reply in replies.items() if isinstance(reply, Missed)}
+    missed = {client: reply for client, reply in replies.items() if isinstance(reply, NoUpdate)}
     if len(updates) >= min_clients:
         return updates, missed
-    too_few = Missed(f"a round needs {min_clients} updates (federation.min_clients), got {len(updates)}")
+    too_few = NoUpdate(f"a round needs {min_clients} updates (federation.min_clients), got {len(updates)}")
     return {}, missed | dict.fromkeys(updates, too_few)
 
 
@@ -110,7 +110,7 @@ def aggregate(state: State, starts: Starts, updates: Mapping[int, Update], rule:
 
 
 def _client_records(
-    plan: Plan, problem: Problem, clients: Clients, updates: Mapping[int, Update], missed: Mapping[int, Missed]
+    plan: Plan, problem: Problem, clients: Clients, updates: Mapping[int, Update], missed: Mapping[int, NoUpdate]
 ) -> list[dict[str, Any]]:
     uplink_bits, downlink_bits = problem.workload.uplink_bits(plan.rank), problem.workload.downlink_bits(plan.rank)
     num_samples = clients.num_samples

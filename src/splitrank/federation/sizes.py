@@ -99,7 +99,7 @@ def trained_part(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleT
     return TrainedPart(
         shape=shape,
         layers=placement.layer_indices(config.model.trained_layers, shape.num_layers),
-        linears=placement.target_maps(adapter.target_modules),
+        linears=placement.target_linears(adapter.target_modules),
         head=config.model.head,
         num_labels=config.model.num_labels or DEFAULT_NUM_LABELS,
         kinds=rule.trained(METHOD_TRAITS[adapter.method].kinds, turn),

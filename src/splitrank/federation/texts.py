@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ClientTexts:
+class TextStats:
     """How much text each client trains on, float64 arrays of shape (num_clients,).
 
     Attributes:
@@ -28,21 +28,21 @@ class ClientTexts:
     token_square_sum: FloatArray
 
 
-def planned_texts(config: Config) -> ClientTexts:
+def nominal_text_stats(config: Config) -> TextStats:
     """Return ``client.samples`` texts of ``workload.tokens_per_sample`` tokens each, for planning without data."""
     samples = np.broadcast_to(np.asarray(config.client.samples, np.float64), (config.federation.num_clients,)).copy()
     tokens = float(config.workload.tokens_per_sample)
-    return ClientTexts(samples, samples * tokens, samples * tokens**2)
+    return TextStats(samples, samples * tokens, samples * tokens**2)
 
 
-def amounts_of_text(lengths: Sequence[NDArray[np.int64]]) -> ClientTexts:
+def text_stats(lengths: Sequence[NDArray[np.int64]]) -> TextStats:
     """Count the clients' texts as the planner does.
 
     Args:
         lengths: token counts of each client's texts.
     """
     as_float = [length.astype(np.float64) for length in lengths]
-    return ClientTexts(
+    return TextStats(
         samples=np.array([float(len(length)) for length in as_float]),
         token_sum=np.array([length.sum() for length in as_float]),
         token_square_sum=np.array([(length**2).sum() for length in as_float]),

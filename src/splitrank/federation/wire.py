@@ -19,7 +19,7 @@ from splitrank.learning.adapters.method import Method
 from splitrank.learning.adapters.selection import selected, selected_shapes, with_selected
 from splitrank.learning.aggregation.rule import Rule
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Of the messages between server and clients; raised when what they mean changes."""
 
 CODEC = "float32"

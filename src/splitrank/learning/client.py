@@ -35,7 +35,7 @@ _WINDOW_BATCHES = 16
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingConfig:
     """How a client trains.
 
     Attributes:
@@ -97,7 +97,7 @@ class Task:
 
 
 @dataclass
-class Pace:
+class Throttle:
     """How fast a real machine may work, and until when; neither changes what is learnt.
 
     Attributes:
@@ -113,7 +113,7 @@ class Pace:
     stop_at_s: float = math.inf
     rested_s: float = 0.0
 
-    def keep(self, started_s: float, share_done: float) -> None:
+    def wait(self, started_s: float, share_done: float) -> None:
         """Rest until a step is due to be over, or give up.
 
         Raises:
@@ -129,7 +129,7 @@ class Pace:
             raise RunError("the round's time was over before the training was; it was given up")
 
 
-FULL_SPEED = Pace()
+FULL_SPEED = Throttle()
 """Never rests, and so never changes."""
 
 
@@ -172,9 +172,9 @@ def train(
     texts: TrunkOutputs,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
-    training: Training,
+    training: TrainingConfig,
     *,
-    pace: Pace = FULL_SPEED,
+    throttle: Throttle = FULL_SPEED,
 ) -> Update:
     """Train one client for one round with AdamW (Loshchilov and Hutter, ICLR 2019), its moments starting at zero.
 
@@ -187,8 +187,8 @@ def train(
         texts: trunk outputs of all training texts.
         rows: this client's rows of ``texts``, int64, shape (num_samples,).
         labels: class indices of all training texts, int64.
-        training: see :class:`Training`.
-        pace: see :class:`Pace`.
+        training: see :class:`TrainingConfig`.
+        throttle: see :class:`Throttle`.
 
     Raises:
         RunError: the loss or a weight is no longer finite, or time ran out.
@@ -196,7 +196,7 @@ def train(
     loaded = load(adapted, task.start, task.personal)
     parameters, partly = freeze_unselected(loaded, task.select, task.client, task.turn)
     mended = [PartlyTrained(parameters[name], index) for name, index in partly.items()]
-    train_loss = train_epochs(adapted, parameters, mended, task, texts, rows, labels, training, pace=pace)
+    train_loss = train_epochs(adapted, parameters, mended, task, texts, rows, labels, training, throttle=throttle)
     return Update(
         adapter=read(adapted, task.start),
         train_loss=train_loss,
@@ -229,9 +229,9 @@ def train_epochs(
     texts: TrunkOutputs,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
-    training: Training,
+    training: TrainingConfig,
     *,
-    pace: Pace = FULL_SPEED,
+    throttle: Throttle = FULL_SPEED,
 ) -> float:
     """Run the steps of one client's round, on the parameters as they stand in the model.
 
@@ -240,7 +240,7 @@ def train_epochs(
     Args:
         parameters: what is trained, by name.
         partly: those of which only some numbers are.
-        adapted, task, texts, rows, labels, training, pace: as in :func:`train`.
+        adapted, task, texts, rows, labels, training, throttle: as in :func:`train`.
 
     Returns:
         the mean loss over the texts trained on [nats], without the penalty.
@@ -284,7 +284,7 @@ def train_epochs(
                 part.after_step()
             loss_sum += loss.detach().double() * len(batch)
             num_done += 1
-            pace.keep(started_s, num_done / len(batches))
+            throttle.wait(started_s, num_done / len(batches))
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)
     if not math.isfinite(train_loss + float(torch.nn.utils.get_total_norm(trained))):
         raise RunError(

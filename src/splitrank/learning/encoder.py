@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from splitrank import placement, streams
 from splitrank.errors import ConfigError, InputError
 from splitrank.learning.families import FAMILIES, Family
-from splitrank.learning.layer import Dropout, Layer, Layout, frozen_part, lay_out, run_layer
+from splitrank.learning.layer import Dropout, Layer, PackedBatch, frozen_part, pack, run_layer
 from splitrank.learning.minilm import minilm_folder
 
 OFFLINE_MODEL = "minilm"
@@ -62,7 +62,7 @@ class Encoder:
     """A sequence-classification model cut below its first trained layer.
 
     Attributes:
-        model: the Hugging Face model; PEFT may have replaced maps of the trained layers and the head's modules.
+        model: the Hugging Face model; PEFT may have replaced linears of the trained layers and the head's modules.
         tokenizer: its tokenizer.
         trained_layers: ascending indices of the layers that get adapters.
         precision: ``torch.float32`` or ``torch.bfloat16``, what matrix products and the trunk's output use.
@@ -135,19 +135,19 @@ class Encoder:
             are meaningless.
         """
         padded = _pad(token_ids, self.tokenizer.pad_token_id).to(self.model.device)
-        layout = lay_out(torch.tensor([len(ids) for ids in token_ids]), self.model.device)
+        packed = pack(torch.tensor([len(ids) for ids in token_ids]), self.model.device)
         with torch.no_grad(), self.compute():
             embedded: Tensor = _part(self.model, self.family.embeddings)(input_ids=padded).to(self.precision)
-            missing = layout.mask.shape[1] - padded.shape[1]
+            missing = packed.mask.shape[1] - padded.shape[1]
             grid = functional.pad(embedded, (0, 0, 0, missing)).flatten(0, 1)
-            hidden = grid.index_select(0, layout.row_to_grid)
-            bias = self.attention_bias(layout)
+            hidden = grid.index_select(0, packed.row_to_grid)
+            bias = self.attention_bias(packed)
             for layer in self.layers(range(self.cut_layer)):
-                hidden = run_layer(layer, hidden, layout, bias, Dropout(0.0, 0.0), first_token_only=False)
+                hidden = run_layer(layer, hidden, packed, bias, Dropout(0.0, 0.0), first_token_only=False)
             # CUDA's autocast normalises in float32 and leaves it so; the processor's does not.
             return hidden.to(self.precision)
 
-    def hold(self, indices: range) -> None:
+    def cast_and_fuse_qkv(self, indices: range) -> None:
         """Keep frozen matrices in the precision they are multiplied in, query, key and value below each other.
 
         Args:
@@ -155,21 +155,21 @@ class Encoder:
         """
         for index in indices:
             layer = _part(self.model, self.family.layers)[index]
-            for path in self.family.maps.values():
+            for path in self.family.linears.values():
                 frozen_part(_part(layer, path)).to(self.precision)
-            linears = [frozen_part(_part(layer, self.family.maps[name])) for name in ("query", "key", "value")]
+            linears = [frozen_part(_part(layer, self.family.linears[name])) for name in ("query", "key", "value")]
             weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
             for linear, own_weight, own_bias in zip(linears, weight.chunk(3), bias.chunk(3), strict=True):
                 linear.weight = nn.Parameter(own_weight, requires_grad=False)
                 linear.bias = nn.Parameter(own_bias, requires_grad=False)
             self.query_key_value[index] = (weight, bias)
 
-    def attention_bias(self, layout: Layout) -> Tensor:
+    def attention_bias(self, packed: PackedBatch) -> Tensor:
         """Return what is added to attention scores: nearly minus infinity at padding, and MPNet's relative positions.
 
         Shape (texts, 1 or heads, 1 or width, width).
         """
-        mask, lowest = layout.mask, torch.finfo(self.precision).min
+        mask, lowest = packed.mask, torch.finfo(self.precision).min
         bias = torch.zeros(mask.shape, dtype=self.precision, device=mask.device).masked_fill(~mask, lowest)
         bias = bias[:, None, None]
         if self.family.position_bias:  # asks its argument for nothing but (texts, width) and the device
@@ -187,7 +187,7 @@ class Encoder:
                 raise TypeError(f"layer {index} must be held in {self.precision} to run packed, got one that is not")
             yield Layer(
                 query_key_value=fused,
-                maps={name: _part(module, path) for name, path in family.maps.items()},
+                linears={name: _part(module, path) for name, path in family.linears.items()},
                 attention_norm=_part(module, family.attention_norm),
                 output_norm=_part(module, family.output_norm),
                 activation=ACT2FN[_config_value(model_config, "hidden_act", "activation")],
@@ -309,7 +309,7 @@ def load_encoder(
                 _initialise(key, parameter, model_config.initializer_range, seed)
     model.requires_grad_(False).eval().to(device)
     encoder = Encoder(model, tokenizer, layers, precision, location, [None] * model_config.num_hidden_layers)
-    encoder.hold(range(encoder.cut_layer))
+    encoder.cast_and_fuse_qkv(range(encoder.cut_layer))
     return encoder
 
 

@@ -20,7 +20,7 @@ class Family:
 
     embeddings: str
     layers: str
-    maps: dict[str, str]
+    linears: dict[str, str]
     attention_norm: str
     output_norm: str
     head: Callable[[nn.Module, Tensor], Tensor]
@@ -57,7 +57,7 @@ def _distilbert_head(model: Any, first_token: Tensor) -> Tensor:
     return logits
 
 
-_BERT_MAPS = {
+_BERT_LINEARS = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -71,7 +71,7 @@ def _roberta() -> Family:
     return Family(
         embeddings="roberta.embeddings",
         layers="roberta.encoder.layer",
-        maps=_BERT_MAPS,
+        linears=_BERT_LINEARS,
         attention_norm="attention.output.LayerNorm",
         output_norm="output.LayerNorm",
         head=_classifier_head,
@@ -88,7 +88,7 @@ FAMILIES: dict[str, Family] = {
     "bert": Family(
         embeddings="bert.embeddings",
         layers="bert.encoder.layer",
-        maps=_BERT_MAPS,
+        linears=_BERT_LINEARS,
         attention_norm="attention.output.LayerNorm",
         output_norm="output.LayerNorm",
         head=_pooler_head,
@@ -99,7 +99,7 @@ FAMILIES: dict[str, Family] = {
     "mpnet": Family(
         embeddings="mpnet.embeddings",
         layers="mpnet.encoder.layer",
-        maps=_BERT_MAPS
+        linears=_BERT_LINEARS
         | {
             "query": "attention.attn.q",
             "key": "attention.attn.k",
@@ -118,7 +118,7 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(
         embeddings="distilbert.embeddings",
         layers="distilbert.transformer.layer",
-        maps={
+        linears={
             "query": "attention.q_lin",
             "key": "attention.k_lin",
             "value": "attention.v_lin",

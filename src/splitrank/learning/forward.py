@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from splitrank.learning.encoder import Encoder
-from splitrank.learning.layer import is_plain, lay_out, run_layer
+from splitrank.learning.layer import is_plain, pack, run_layer
 
 
 def is_packable(encoder: Encoder, trained: Collection[nn.Parameter]) -> bool:
@@ -24,7 +24,7 @@ def is_packable(encoder: Encoder, trained: Collection[nn.Parameter]) -> bool:
         trained: all parameters that may be trained; those of the encoder's layers must be LoRA's factors.
     """
     layers = encoder.model.get_submodule(encoder.family.layers)
-    paths = encoder.family.maps.values()
+    paths = encoder.family.linears.values()
     upper = range(encoder.cut_layer, len(layers))
     try:
         linears = [layers[index].get_submodule(path) for index in upper for path in paths]
@@ -41,7 +41,7 @@ def packed_logits(encoder: Encoder, hidden: Tensor, lengths: Tensor) -> Tensor:
     """Return class scores from the trunk's output: the layers from the cut on, then the head.
 
     Args:
-        encoder: whose layers from the cut on are held in its precision; see :meth:`Encoder.hold`.
+        encoder: whose layers from the cut on are held in its precision; see :meth:`Encoder.cast_and_fuse_qkv`.
         hidden: shape (num_rows, hidden_size), as :meth:`Encoder.trunk` gives it.
         lengths: tokens of each text, int64 on the host, shape (texts,).
 
@@ -51,24 +51,24 @@ def packed_logits(encoder: Encoder, hidden: Tensor, lengths: Tensor) -> Tensor:
     Raises:
         TypeError: a linear that this pass would not honour.
     """
-    layout = lay_out(lengths, encoder.model.device)
+    packed = pack(lengths, encoder.model.device)
     with encoder.compute():
-        bias = encoder.attention_bias(layout)
+        bias = encoder.attention_bias(packed)
         for index, layer in enumerate(encoder.layers(range(encoder.cut_layer, encoder.num_layers)), encoder.cut_layer):
             is_last = index == encoder.num_layers - 1
-            hidden = run_layer(layer, hidden, layout, bias, encoder.dropout(), first_token_only=is_last)
+            hidden = run_layer(layer, hidden, packed, bias, encoder.dropout(), first_token_only=is_last)
         return encoder.family.head(encoder.model, hidden).float()
 
 
 def reference_logits(encoder: Encoder, hidden: Tensor, lengths: Tensor) -> Tensor:
     """Return class scores as :func:`packed_logits`, by the model's own layers on a grid of texts by positions."""
-    layout = lay_out(lengths, encoder.model.device)
-    missing = layout.mask.numel() - layout.num_tokens
-    rows = functional.pad(hidden[: layout.num_tokens], (0, 0, 0, 1)) if missing else hidden[: layout.num_tokens]
-    grid = rows.index_select(0, layout.grid_to_row).view(*layout.mask.shape, -1)
+    packed = pack(lengths, encoder.model.device)
+    missing = packed.mask.numel() - packed.num_tokens
+    rows = functional.pad(hidden[: packed.num_tokens], (0, 0, 0, 1)) if missing else hidden[: packed.num_tokens]
+    grid = rows.index_select(0, packed.grid_to_row).view(*packed.mask.shape, -1)
     layers = encoder.model.get_submodule(encoder.family.layers)
     with encoder.compute():
-        bias = encoder.attention_bias(layout)
+        bias = encoder.attention_bias(packed)
         for layer in layers[encoder.cut_layer :]:
             grid = encoder.family.run_layer(layer, grid, bias)
         return encoder.family.head(encoder.model, grid[:, 0]).float()

@@ -32,14 +32,14 @@ class Layer:
 
     Attributes:
         query_key_value: the three frozen matrices and biases below each other, shapes (3·hidden, hidden), (3·hidden,).
-        maps: logical name → module, of PEFT's LoRA class where the map has an adapter.
+        linears: logical name → module, of PEFT's LoRA class where the linear has an adapter.
         attention_norm, output_norm: the two layer norms.
-        activation: between the maps "intermediate" and "output".
+        activation: between the linears "intermediate" and "output".
         num_heads: attention heads.
     """
 
     query_key_value: tuple[Tensor, Tensor]
-    maps: dict[str, nn.Module]
+    linears: dict[str, nn.Module]
     attention_norm: nn.Module
     output_norm: nn.Module
     activation: nn.Module
@@ -73,7 +73,7 @@ def _grid_width(lengths: Tensor) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class PackedBatch:
     """Where the tokens of a batch stand: text after text in packed rows, or in a grid of texts by positions.
 
     Attributes:
@@ -93,15 +93,15 @@ class Layout:
     is_grid: bool
 
 
-def lay_out(lengths: Tensor, device: torch.device) -> Layout:
-    """The layout of texts of so many tokens each, int64 on the host, shape (texts,); its tensors on ``device``."""
+def pack(lengths: Tensor, device: torch.device) -> PackedBatch:
+    """Return how texts of so many tokens are packed, int64 on the host, shape (texts,); its tensors on ``device``."""
     width, ends = _grid_width(lengths), lengths.cumsum(0)
     num_tokens, first_rows = int(ends[-1]), ends - lengths
     mask = torch.arange(width) < lengths[:, None]
     grid_to_row = torch.where(mask, first_rows[:, None] + torch.arange(width), num_tokens).flatten()
     row_to_grid = torch.zeros(num_rows(lengths), dtype=torch.int64)
     row_to_grid[:num_tokens] = mask.flatten().nonzero()[:, 0]
-    return Layout(
+    return PackedBatch(
         mask=mask.to(device),
         num_tokens=num_tokens,
         grid_to_row=grid_to_row.to(device),
@@ -112,7 +112,7 @@ def lay_out(lengths: Tensor, device: torch.device) -> Layout:
 
 
 def run_layer(
-    layer: Layer, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout, *, first_token_only: bool
+    layer: Layer, hidden: Tensor, packed: PackedBatch, bias: Tensor, dropout: Dropout, *, first_token_only: bool
 ) -> Tensor:
     """The layer's output for all tokens or for the first of each text.
 
@@ -124,34 +124,34 @@ def run_layer(
         shape (num_rows or texts, hidden_size).
     """
     if first_token_only:
-        read = hidden.index_select(0, layout.first_rows)
-        context = _first_token_context(layer, read, hidden, layout, bias[:, :, :1], dropout)
+        read = hidden.index_select(0, packed.first_rows)
+        context = _first_token_context(layer, read, hidden, packed, bias[:, :, :1], dropout)
     else:
         read = hidden
-        context = _context(layer, hidden, layout, bias, dropout)
-    attended = functional.dropout(_map(layer.maps["attention_output"], context), dropout.hidden)
+        context = _context(layer, hidden, packed, bias, dropout)
+    attended = functional.dropout(_linear(layer.linears["attention_output"], context), dropout.hidden)
     attended = layer.attention_norm(attended + read)
-    inner = layer.activation(_map(layer.maps["intermediate"], attended))
-    output = functional.dropout(_map(layer.maps["output"], inner), dropout.hidden)
+    inner = layer.activation(_linear(layer.linears["intermediate"], attended))
+    output = functional.dropout(_linear(layer.linears["output"], inner), dropout.hidden)
     normed: Tensor = layer.output_norm(output + attended)
     return normed
 
 
-def _context(layer: Layer, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout) -> Tensor:
+def _context(layer: Layer, hidden: Tensor, packed: PackedBatch, bias: Tensor, dropout: Dropout) -> Tensor:
     """What every token attends to, shape (num_rows, hidden_size)."""
-    texts, width = layout.mask.shape
-    modules = [layer.maps[name] for name in ("query", "key", "value")]
-    maps = _maps(modules, hidden, *layer.query_key_value)
-    query, key, value = (_split_heads(_to_grid(states, layout), layer.num_heads) for states in maps)
+    texts, width = packed.mask.shape
+    modules = [layer.linears[name] for name in ("query", "key", "value")]
+    linears = _fused_linears(modules, hidden, *layer.query_key_value)
+    query, key, value = (_split_heads(_to_grid(states, packed), layer.num_heads) for states in linears)
     bias = bias.expand(texts, layer.num_heads, -1, width).flatten(0, 1)
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=1.0 / math.sqrt(query.shape[-1]))
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     context = torch.bmm(functional.dropout(weights, dropout.attention), value)
-    return _to_rows(context.view(texts, layer.num_heads, width, -1).transpose(1, 2).flatten(2), layout)
+    return _to_rows(context.view(texts, layer.num_heads, width, -1).transpose(1, 2).flatten(2), packed)
 
 
 def _first_token_context(
-    layer: Layer, first: Tensor, hidden: Tensor, layout: Layout, bias: Tensor, dropout: Dropout
+    layer: Layer, first: Tensor, hidden: Tensor, packed: PackedBatch, bias: Tensor, dropout: Dropout
 ) -> Tensor:
     """What the first tokens attend to, shape (texts, hidden_size).
 
@@ -160,7 +160,7 @@ def _first_token_context(
     Σ w_i·(W_v·x_i + b_v) = W_v·(Σ w_i·x_i) + b_v·Σ w_i. LoRA's factors go the same way, on the states after LoRA's
     own dropout.
     """
-    hidden = _to_grid(hidden, layout)
+    hidden = _to_grid(hidden, packed)
     texts, _, hidden_size = hidden.shape
     num_heads = layer.num_heads
 
@@ -169,11 +169,11 @@ def _first_token_context(
 
     _, key_weight, value_weight = (by_head(weight) for weight in layer.query_key_value[0].chunk(3))
     value_bias = by_head(layer.query_key_value[1].chunk(3)[2])
-    query = _map(layer.maps["query"], first).view(texts, num_heads, -1).transpose(0, 1)
+    query = _linear(layer.linears["query"], first).view(texts, num_heads, -1).transpose(0, 1)
     query = query / math.sqrt(query.shape[-1])
 
     scores = torch.bmm(torch.bmm(query, key_weight).transpose(0, 1), hidden.transpose(1, 2))
-    for key_lora in _low_ranks(layer.maps["key"], hidden):
+    for key_lora in _low_ranks(layer.linears["key"], hidden):
         through = torch.matmul(torch.bmm(query, by_head(key_lora.lora_B)), key_lora.lora_A * key_lora.scaling)
         scores = scores + torch.bmm(through.transpose(0, 1), key_lora.source.transpose(1, 2))
     weights = torch.softmax(scores + bias[:, :, 0], dim=-1).to(hidden.dtype)
@@ -182,7 +182,7 @@ def _first_token_context(
     mixed = torch.bmm(weights, hidden).transpose(0, 1)  # (heads, texts, hidden_size)
     context = torch.bmm(mixed, value_weight.transpose(1, 2))
     context = context + weights.sum(dim=2).T[:, :, None] * value_bias.transpose(1, 2)
-    for value_lora in _low_ranks(layer.maps["value"], hidden):
+    for value_lora in _low_ranks(layer.linears["value"], hidden):
         source = mixed
         if value_lora.source is not hidden:
             source = torch.bmm(weights, value_lora.source).transpose(0, 1)
@@ -240,15 +240,15 @@ def _low_ranks(module: nn.Module, states: Tensor) -> list[_LowRank]:
     return found
 
 
-def _map(module: nn.Module, states: Tensor) -> Tensor:
+def _linear(module: nn.Module, states: Tensor) -> Tensor:
     """A linear map, with its LoRA if it has one."""
     frozen = frozen_part(module)
-    (mapped,) = _maps([module], states, frozen.weight, frozen.bias)
+    (mapped,) = _fused_linears([module], states, frozen.weight, frozen.bias)
     return mapped
 
 
-def _maps(modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """Linear maps of the same states (rows, k) whose frozen matrices lie below each other in ``weight``.
+def _fused_linears(modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Linears of the same states (rows, k) whose frozen matrices lie below each other in ``weight``.
 
     Returns:
         each map's output, shape (rows, d), views of one tensor.
@@ -260,7 +260,7 @@ def _maps(modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Te
         for low in low_ranks
         for part in ((low[0].source, low[0].lora_A, low[0].lora_B) if low else (None, None, None))
     ]
-    outputs: tuple[Tensor, ...] = cast(Any, _Maps).apply(states, weight, bias, scalings, *factors)
+    outputs: tuple[Tensor, ...] = cast(Any, _FusedLoraLinear).apply(states, weight, bias, scalings, *factors)
     return tuple(_with_frozen(output, low[1:]) for output, low in zip(outputs, low_ranks, strict=True))
 
 
@@ -271,7 +271,7 @@ def _with_frozen(output: Tensor, low_ranks: Sequence[_LowRank]) -> Tensor:
     return output
 
 
-class _Maps(torch.autograd.Function):
+class _FusedLoraLinear(torch.autograd.Function):
     """y_i = W_i·x + b_i + s_i·B_i·A_i·x for several i as one product, with the gradients of x, A_i and B_i.
 
     Autograd would hold LoRA's output and its sum with W·x in memory of their own, and their gradients again.
@@ -304,7 +304,7 @@ class _Maps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
         wants_states = ctx.needs_input_grad[0]
-        states_gradient: Any = _beside(gradients) @ weight if wants_states else None
+        states_gradient: Any = _concat_gradients(gradients) @ weight if wants_states else None
         factor_gradients: list[Tensor | None] = []
         for index, (gradient, scaling) in enumerate(zip(gradients, ctx.scalings, strict=True)):
             source, lora_A, lora_B, low = saved[4 * index : 4 * index + 4]
@@ -327,7 +327,7 @@ class _Maps(torch.autograd.Function):
         return states_gradient, None, None, None, *factor_gradients
 
 
-def _beside(gradients: Sequence[Tensor | None]) -> Tensor:
+def _concat_gradients(gradients: Sequence[Tensor | None]) -> Tensor:
     """Gradients (rows, d) beside each other, zero where an output was not used."""
     some = next(gradient for gradient in gradients if gradient is not None)
     if len(gradients) == 1:
@@ -341,22 +341,22 @@ def _split_heads(grid: Tensor, num_heads: int) -> Tensor:
     return grid.view(texts, width, num_heads, -1).transpose(1, 2).flatten(0, 1)
 
 
-def _to_grid(rows: Tensor, layout: Layout) -> Tensor:
+def _to_grid(rows: Tensor, packed: PackedBatch) -> Tensor:
     """(num_rows, n) → (texts, width, n), filling where there is no token."""
-    if not layout.is_grid:
-        rows = cast(Any, _Moved).apply(rows, layout.grid_to_row, layout.row_to_grid, layout.num_tokens)
-    return rows.view(*layout.mask.shape, -1)
+    if not packed.is_grid:
+        rows = cast(Any, _GatherRows).apply(rows, packed.grid_to_row, packed.row_to_grid, packed.num_tokens)
+    return rows.view(*packed.mask.shape, -1)
 
 
-def _to_rows(grid: Tensor, layout: Layout) -> Tensor:
+def _to_rows(grid: Tensor, packed: PackedBatch) -> Tensor:
     """(texts, width, n) → (num_rows, n)."""
     rows = grid.flatten(0, 1)
-    if not layout.is_grid:
-        rows = cast(Any, _Moved).apply(rows, layout.row_to_grid, layout.grid_to_row, None)
+    if not packed.is_grid:
+        rows = cast(Any, _GatherRows).apply(rows, packed.row_to_grid, packed.grid_to_row, None)
     return rows
 
 
-class _Moved(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Rows moved to other places, y_i = x_(there_i), and their gradients back.
 
     The way back is a mere choice of rows too: what the loss does not depend on, filling and places without a token,

@@ -27,7 +27,7 @@ class EncoderShape:
     intermediate_size: int
     num_heads: int
 
-    def maps(self) -> dict[str, tuple[int, int]]:
+    def linears(self) -> dict[str, tuple[int, int]]:
         """Return the six linears of one layer, from bottom to top, as (d, k) = (out, in)."""
         hidden, inner = self.hidden_size, self.intermediate_size
         square = (hidden, hidden)
@@ -53,5 +53,5 @@ def trunk_flops(shape: EncoderShape, cut_layer: int) -> NDArray[np.float64]:
     Returns:
         FLOPs of a sample as coefficients of (1, L, L²), shape (3,).
     """
-    products = sum(2 * d * k for d, k in shape.maps().values())
+    products = sum(2 * d * k for d, k in shape.linears().values())
     return cut_layer * (products * ALL_TOKENS + 4 * shape.hidden_size * TOKEN_PAIRS)

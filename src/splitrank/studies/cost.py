@@ -21,7 +21,7 @@ from splitrank.config import Config, with_values
 from splitrank.federation.costs import round_workload
 from splitrank.federation.model import method_of
 from splitrank.federation.sizes import encoder_shape
-from splitrank.federation.texts import planned_texts
+from splitrank.federation.texts import nominal_text_stats
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
 from splitrank.learning.encoder import Encoder, load_encoder, quiet_transformers, resolve_precision
 from splitrank.planning.flops import EncoderShape
@@ -62,7 +62,7 @@ class MemberCost:
 def member_cost(config: Config) -> MemberCost:
     """Count what a run with these settings computes and stores, for texts of ``workload.tokens_per_sample`` tokens."""
     counted = with_values(config, {"workload.model": "flops", "client.flops_per_cycle": 1.0})
-    shape, texts = encoder_shape(counted), planned_texts(counted)
+    shape, texts = encoder_shape(counted), nominal_text_stats(counted)
     rank = float(config.adapter.rank or mean_planned_rank(config, _DRAWS))
     train_texts, test_texts = texts.samples.sum(), config.data.test_rows or _TEST_TEXTS
     rounds = config.federation.rounds
@@ -229,4 +229,4 @@ def _rank_text(config: Config) -> str:
 
 def _texts_trained(config: Config) -> int:
     federation = config.federation
-    return int(planned_texts(config).samples.sum()) * federation.rounds * federation.local_epochs
+    return int(nominal_text_stats(config).samples.sum()) * federation.rounds * federation.local_epochs

@@ -16,7 +16,7 @@ from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.loop import run
 
-_LONGEST_MESSAGE = 1000
+_MAX_MESSAGE = 1000
 
 
 def run_member(settings: Path, folder: Path) -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     try:
         run_member(Path(settings), Path(folder))
     except (InputError, RunError, OSError) as error:
-        print(f"Error: {textwrap.shorten(str(error), _LONGEST_MESSAGE)}", file=sys.stderr)
+        print(f"Error: {textwrap.shorten(str(error), _MAX_MESSAGE)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         print("Error: Interrupted", file=sys.stderr)

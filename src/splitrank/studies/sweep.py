@@ -30,7 +30,7 @@ from splitrank.errors import ConfigError, InputError
 THREADS_OF_A_MEMBER = 1
 """What ``run.threads = 0`` becomes: bits depend on the number of threads, and must not on that of the processes."""
 
-MOST_MEMBERS = 10_000
+MAX_MEMBERS = 10_000
 
 FULL_FINE_TUNING: dict[str, Any] = {
     "adapter.method": "full",
@@ -47,7 +47,7 @@ limits, and operations as they really are, since the paper's count knows LoRA al
 
 Baseline = Literal["", "centralised", "full-fine-tuning"]
 
-_LONGEST_NAME = 120
+_MAX_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def combined(grid: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{key} in {where} must be a list of at least one value, got {values!r}")
-    if math.prod(len(values) for values in grid.values()) > MOST_MEMBERS:
-        raise InputError(f"grid in {where} must have at most {MOST_MEMBERS:,} combinations; take some values out")
+    if math.prod(len(values) for values in grid.values()) > MAX_MEMBERS:
+        raise InputError(f"grid in {where} must have at most {MAX_MEMBERS:,} combinations; take some values out")
     for values in product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
@@ -208,8 +208,8 @@ def member_name(varied: Mapping[str, Any]) -> str:
     ]
     full = ",".join(parts) or "all"
     name = re.sub(r"[^\w.,=+:-]", "_", full, flags=re.ASCII)
-    if name != full or len(name) > _LONGEST_NAME or name.endswith((".toml", ".log")):
-        name = f"{name[:_LONGEST_NAME]}~{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    if name != full or len(name) > _MAX_NAME or name.endswith((".toml", ".log")):
+        name = f"{name[:_MAX_NAME]}~{hashlib.sha256(full.encode()).hexdigest()[:8]}"
     return name
 
 

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from splitrank.errors import InputError
-from splitrank.federation.clients import Missed
+from splitrank.federation.clients import NoUpdate
+from splitrank.federation.flower.messenger import Reply
 from splitrank.federation.flower.payload import is_count, is_finite
 from splitrank.federation.flower.personal import digest_record
-from splitrank.federation.flower.post import Reply
 from splitrank.federation.wire import received_update, uplink
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule
-from splitrank.learning.client import Training, Update
+from splitrank.learning.client import TrainingConfig, Update
 
-_MOST_SHOWN = 60
+_MAX_SHOWN = 60
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # AdamW's step of one number is at most this times the learning rate: (1 - β1)/√(1 - β2) with PyTorch's β.
-_MOST_STEP = 0.1 / math.sqrt(0.001)
+_MAX_STEP = 0.1 / math.sqrt(0.001)
 
 
-def norm_bound(start: Tensor, num_samples: int, training: Training) -> float:
+def norm_bound(start: Tensor, num_samples: int, training: TrainingConfig) -> float:
     """Return the farthest that AdamW can move numbers in a round, so what no honest client exceeds.
 
     ‖θ − θ_start‖ ≤ s·η·(c·√n + λ·(‖θ_start‖ + s·η·c·√n)),  c = (1 − β1)/√(1 − β2)
@@ -40,7 +40,7 @@ def norm_bound(start: Tensor, num_samples: int, training: Training) -> float:
     """
     steps = training.local_epochs * math.ceil(num_samples / training.batch_size)
     reach = steps * training.learning_rate
-    moved = _MOST_STEP * math.sqrt(len(start)) * reach
+    moved = _MAX_STEP * math.sqrt(len(start)) * reach
     return moved + reach * training.weight_decay * (float(start.norm()) + moved)
 
 
@@ -53,9 +53,9 @@ def checked_update(
     round: int,
     turn: int,
     num_samples: int,
-    training: Training,
+    training: TrainingConfig,
     has_personal: bool = False,
-) -> Update | Missed:
+) -> Update | NoUpdate:
     """Turn an answer into an update if it is one for this request, else say in one sentence what is wrong with it.
 
     Args:
@@ -68,31 +68,31 @@ def checked_update(
         has_personal: whether the client keeps a part to itself, of which it tells the digest.
     """
     if reply.failure is not None:
-        return Missed(reply.failure)
+        return NoUpdate(reply.failure)
     header, floats = reply.header, reply.floats
     if header.get("kind") != "update" or floats is None:
-        return Missed(f"rejected: an update was asked for, got {_shown(header.get('kind'))}")
+        return NoUpdate(f"rejected: an update was asked for, got {_shown(header.get('kind'))}")
     for key, expected in (("client", client), ("round", round)):
         if header.get(key) != expected:
-            return Missed(f"rejected: {key} must be {expected}, got {_shown(header.get(key))}")
+            return NoUpdate(f"rejected: {key} must be {expected}, got {_shown(header.get(key))}")
     samples, loss, digest = (header.get(name) for name in ("samples", "train_loss", "personal_sha256"))
     if not is_count(samples) or not 1 <= samples <= num_samples:
-        return Missed(f"rejected: samples must be 1 to the {num_samples} registered, got {_shown(samples)}")
+        return NoUpdate(f"rejected: samples must be 1 to the {num_samples} registered, got {_shown(samples)}")
     if not is_finite(loss):
-        return Missed(f"rejected: train_loss must be a finite number, got {_shown(loss)}")
+        return NoUpdate(f"rejected: train_loss must be a finite number, got {_shown(loss)}")
     if has_personal and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
-        return Missed(f"rejected: personal_sha256 must be 64 hexadecimal digits, got {_shown(digest)}")
+        return NoUpdate(f"rejected: personal_sha256 must be 64 hexadecimal digits, got {_shown(digest)}")
     vector = torch.from_numpy(floats.copy())
     try:
         update = received_update(header, vector, start, rule, client, turn)
     except InputError as error:
-        return Missed(f"rejected: {error}")
+        return NoUpdate(f"rejected: {error}")
     if not bool(torch.isfinite(vector).all()):
-        return Missed("rejected: an update must be finite, got NaN or infinity")
+        return NoUpdate("rejected: an update must be finite, got NaN or infinity")
     before = to_vector(uplink(start, rule, client, turn))
     moved, bound = float((vector - before).norm()), norm_bound(before, num_samples, training)
     if not moved <= bound:
-        return Missed(f"rejected: an update may move by {bound:.4g} at most (AdamW's own bound), got {moved:.4g}")
+        return NoUpdate(f"rejected: an update may move by {bound:.4g} at most (AdamW's own bound), got {moved:.4g}")
     personal = digest_record(round, digest) if has_personal and isinstance(digest, str) else {}
     lost = {"personal_lost": True} if header.get("personal_lost") is True else {}
     return Update(update, float(loss), samples, personal, notes=lost)
@@ -101,4 +101,4 @@ def checked_update(
 def _shown(value: Any) -> str:
     """Return a value for a sentence, however long it is."""
     text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from splitrank.federation.flower import line
+from splitrank.federation.flower import worker_socket
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, PayloadError, pack, unpack
 
 # Longer than any server waits; the worker keeps the round's deadline itself.
@@ -45,7 +45,7 @@ def _ask_worker(header: Header, floats: Floats, context: Context) -> tuple[Heade
     """Ask the worker that the node names, or in Flower's simulation one in this process."""
     path = context.node_config.get("worker")
     if path is not None:
-        return line.ask(Path(str(path)), header, floats, _PATIENCE_S)
+        return worker_socket.ask(Path(str(path)), header, floats, _PATIENCE_S)
     header = {**header, "client": int(context.node_config["partition-id"])}
     answer: tuple[Header, Floats] = _worker_in_process().answer(header, floats)
     return answer

@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from splitrank.config import Config, plain_values
 from splitrank.errors import RunError
 from splitrank.federation import wire
-from splitrank.federation.clients import Missed
+from splitrank.federation.clients import NoUpdate
 from splitrank.federation.costs import round_workload
 from splitrank.federation.flower.checks import checked_update
 from splitrank.federation.flower.measurements import is_amount, latency_margin, measured, observe, wall_of
-from splitrank.federation.flower.membership import Membership, request_maker
+from splitrank.federation.flower.messenger import Messenger, Reply
 from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count
 from splitrank.federation.flower.personal import personal_order
-from splitrank.federation.flower.post import Post, Reply
+from splitrank.federation.flower.roster import Roster, request_maker
 from splitrank.federation.in_process import held_out_shares
 from splitrank.federation.model import Model, load_model
 from splitrank.federation.problems import measured_problem, plan_round, round_problem
 from splitrank.federation.sizes import BITS_PER_FLOAT32
 from splitrank.federation.state import State
-from splitrank.federation.texts import ClientTexts
+from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.aggregation.rules import RULES
@@ -48,7 +48,7 @@ class FlowerClients:
         model: evaluates on the server; the clients have their own.
         rule: how their work is aggregated.
         data: the server's texts, of which it uses the test texts.
-        membership: who is there.
+        roster: who is there.
         run_id: name of the run.
     """
 
@@ -57,7 +57,7 @@ class FlowerClients:
     data: TextData
     test_outputs: TrunkOutputs
     test_rows: Sequence[NDArray[np.int64]]
-    membership: Membership
+    roster: Roster
     run_id: str
 
     @property
@@ -66,14 +66,14 @@ class FlowerClients:
         return self.model.config
 
     @property
-    def post(self) -> Post:
+    def messenger(self) -> Messenger:
         """The way to the nodes."""
-        return self.membership.post
+        return self.roster.messenger
 
     @property
-    def texts(self) -> ClientTexts:
+    def texts(self) -> TextStats:
         """Amounts of text of each client, 0 for one that has never joined."""
-        return self.membership.texts
+        return self.roster.texts
 
     @property
     def num_samples(self) -> list[int]:
@@ -95,20 +95,20 @@ class FlowerClients:
 
     def problem(self, state: State) -> Problem:
         """Return the next round's links, machines and budgets; who is not there has an uplink of rate 0."""
-        membership, config, shape = self.membership, self.config, self.model.shape
-        membership.gather()
-        counted = ClientTexts(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
-        if membership.measures:
-            problem = measured_problem(config, shape, counted, measured(self.membership), state.turn)
+        roster, config, shape = self.roster, self.config, self.model.shape
+        roster.gather()
+        counted = TextStats(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
+        if roster.measures:
+            problem = measured_problem(config, shape, counted, measured(self.roster), state.turn)
         else:
             workload = round_workload(config, shape, counted, state.turn, self.rule.traits)
             problem = round_problem(config, shape, workload, state.round + 1, sit_out=True)
-        is_here = np.isin(np.arange(problem.num_clients), list(membership.present))
+        is_here = np.isin(np.arange(problem.num_clients), list(roster.present))
         return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
-        if not self.membership.asks_for_ranks:
+        if not self.roster.asks_for_ranks:
             return plan_round(self.config, problem, state.round + 1, sit_out=True)
         planner = self.config.planner
         return make_plan(
@@ -117,52 +117,52 @@ class FlowerClients:
             frequency_policy=planner.frequency_policy,
             rank_policy=planner.rank_policy,
             sit_out=True,
-            told_max_rank=ask_for_ranks(self.membership, problem, state),
+            told_max_rank=ask_for_ranks(self.roster, problem, state),
         )
 
-    def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | Missed]:
+    def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | NoUpdate]:
         """Send every participant its start, and gather what passes the checks until the round's time is over."""
         wait_s = self.config.federation.timeout_s
-        if self.membership.measures and math.isfinite(self.config.budget.latency_s):
+        if self.roster.measures and math.isfinite(self.config.budget.latency_s):
             wait_s = self.config.budget.latency_s + self.config.federation.grace_s
         requests = []
         for client, start in starts.of.items():
             sent = wire.downlink(start, self.rule)
             header = self._order(plan, client, state, wait_s) | wire.header(sent, state.turn)
-            requests.append((self.membership.present[client].node, (header, to_vector(sent).numpy())))
-        replies = self.post.exchange(requests, MessageType.TRAIN, group=str(state.round + 1), wait_s=wait_s)
-        results: dict[int, Update | Missed] = {}
+            requests.append((self.roster.present[client].node, (header, to_vector(sent).numpy())))
+        replies = self.messenger.exchange(requests, MessageType.TRAIN, group=str(state.round + 1), wait_s=wait_s)
+        results: dict[int, Update | NoUpdate] = {}
         for (client, start), (_, (_, floats)), reply in zip(starts.of.items(), requests, replies, strict=True):
             results[client] = self._checked(client, reply, start, state)
-            observe(self.membership, client, reply, results[client], state.round + 1, len(floats) * BITS_PER_FLOAT32)
+            observe(self.roster, client, reply, results[client], state.round + 1, len(floats) * BITS_PER_FLOAT32)
         return results
 
     def _order(self, plan: Plan, client: int, state: State, wait_s: float) -> Header:
         """Return the request for an update; a client that plans for itself finds its own frequency from its link."""
-        measures = self.membership.measures
+        measures = self.roster.measures
         order: dict[str, Any] = {"round": state.round + 1, "rank": int(plan.rank[client]), "measure": measures}
         order.update(link=None, frequency_hz=None, planned_s=None, stop_after_s=wait_s)
         order |= personal_order(state, client)
         if measures:
-            link = self.membership.present[client].link
+            link = self.roster.present[client].link
             assert link is not None
             order["stop_after_s"] = wait_s - float(plan.uplink_s[client])
-            if self.membership.asks_for_ranks:
+            if self.roster.asks_for_ranks:
                 known = {name: getattr(link, name) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
-                order["link"] = {**known, "latency_margin": latency_margin(self.membership)}
+                order["link"] = {**known, "latency_margin": latency_margin(self.roster)}
             else:
                 order.update(frequency_hz=float(plan.frequency_hz[client]), planned_s=float(plan.compute_s[client]))
-        return self.membership.request("train", client, **order)
+        return self.roster.request("train", client, **order)
 
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the server's test texts, or where something is personal on the clients' own."""
         if self.config.model.head != "local":
             return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state)
-        return evaluate_on_clients(self.membership, self.rule, state)
+        return evaluate_on_clients(self.roster, self.rule, state)
 
-    def _checked(self, client: int, reply: Reply, start: Adapter, state: State) -> Update | Missed:
+    def _checked(self, client: int, reply: Reply, start: Adapter, state: State) -> Update | NoUpdate:
         """Return the update, or why there is none, with what the round really took."""
-        node = self.membership.present[client]
+        node = self.roster.present[client]
         checked = checked_update(
             reply,
             start,
@@ -174,27 +174,25 @@ class FlowerClients:
             training=self.model.local_training,
             has_personal=self.config.model.head == "local",
         )
-        if isinstance(checked, Missed):
+        if isinstance(checked, NoUpdate):
             say(f"Round {state.round + 1}, client {client}: {checked.reason}")
         return replace(checked, wall={**checked.wall, **wall_of(reply, node.machine)})
 
 
-def ask_for_ranks(membership: Membership, problem: Problem, state: State) -> NDArray[np.int64]:
+def ask_for_ranks(roster: Roster, problem: Problem, state: State) -> NDArray[np.int64]:
     """Ask every client for the largest rank of its own problem; 0 for one that is not there or tells none.
 
     A client is told what it needs for that: the server's estimate of its link, and the round's latency margin.
     """
-    round, clients = state.round + 1, sorted(membership.present)
+    round, clients = state.round + 1, sorted(roster.present)
     requests = []
     for client in clients:
         link = {name: float(getattr(problem, name)[client]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
         link["latency_margin"] = problem.latency_margin
-        header = membership.request(
-            "max-rank", client, round=round, turn=state.turn, measure=membership.measures, link=link
-        )
-        requests.append((membership.present[client].node, (header, NO_FLOATS)))
-    wait_s = membership.config.federation.timeout_s
-    replies = membership.post.exchange(requests, MessageType.QUERY, group=f"{round} ranks", wait_s=wait_s)
+        header = roster.request("max-rank", client, round=round, turn=state.turn, measure=roster.measures, link=link)
+        requests.append((roster.present[client].node, (header, NO_FLOATS)))
+    wait_s = roster.config.federation.timeout_s
+    replies = roster.messenger.exchange(requests, MessageType.QUERY, group=f"{round} ranks", wait_s=wait_s)
     max_rank = np.zeros(problem.num_clients, dtype=np.int64)
     for client, reply in zip(clients, replies, strict=True):
         told = reply.header.get("max_rank")
@@ -205,7 +203,7 @@ def ask_for_ranks(membership: Membership, problem: Problem, state: State) -> NDA
     return max_rank
 
 
-def evaluate_on_clients(membership: Membership, rule: Rule, state: State) -> Evaluation:
+def evaluate_on_clients(roster: Roster, rule: Rule, state: State) -> Evaluation:
     """Let every client that is there evaluate the shared adapter with its personal part on its own test texts.
 
     Accuracy and loss are means over all texts of all clients; they tell hits, a sum of losses and a count, so there is
@@ -214,21 +212,21 @@ def evaluate_on_clients(membership: Membership, rule: Rule, state: State) -> Eva
     Raises:
         RunError: before the first round, where all that answered have no test text.
     """
-    clients = sorted(membership.present)
+    clients = sorted(roster.present)
     sent = wire.downlink(state.adapter, rule)
     floats = to_vector(sent).numpy()
     requests = []
     for client in clients:
-        header = membership.request(
+        header = roster.request(
             "evaluate", client, round=state.round, rank=state.adapter.rank, **personal_order(state, client)
         )
-        requests.append((membership.present[client].node, (header | wire.header(sent, state.turn), floats)))
-    wait_s = membership.config.federation.timeout_s
-    replies = membership.post.exchange(requests, MessageType.QUERY, group=f"{state.round} evaluate", wait_s=wait_s)
+        requests.append((roster.present[client].node, (header | wire.header(sent, state.turn), floats)))
+    wait_s = roster.config.federation.timeout_s
+    replies = roster.messenger.exchange(requests, MessageType.QUERY, group=f"{state.round} evaluate", wait_s=wait_s)
     told, num_evaluated = [], 0
     for client, reply in zip(clients, replies, strict=True):
         hits, loss_sum, count = (reply.header.get(name) for name in ("hits", "loss_sum", "count"))
-        most = membership.present[client].test_samples
+        most = roster.present[client].test_samples
         if is_count(hits) and is_count(count) and hits <= count <= most and is_amount(loss_sum):
             num_evaluated += 1
             told += [(hits, loss_sum, count)] if count else []
@@ -270,8 +268,8 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
     if not tell_data:
         settings.pop("data")
     request = request_maker(settings, data.label_names, model.encoder.trunk_digest, run_id)
-    membership = Membership(Post(grid), model.config, request)
+    roster = Roster(Messenger(grid), model.config, request)
     rule = RULES[config.federation.aggregation]
-    clients = FlowerClients(model, rule, data, test_outputs, held_out_shares(model.config, data), membership, run_id)
-    membership.gather_all()
+    clients = FlowerClients(model, rule, data, test_outputs, held_out_shares(model.config, data), roster, run_id)
+    roster.gather_all()
     return clients

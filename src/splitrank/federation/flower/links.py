@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import nnls
 
+from splitrank.federation.flower.messenger import Reply, Request
 from splitrank.federation.flower.payload import Floats
-from splitrank.federation.flower.post import Reply, Request
 from splitrank.federation.sizes import BITS_PER_FLOAT32
 
 PROBE_FLOATS = (16_384, 131_072, 1_048_576)
@@ -29,11 +29,11 @@ KEPT_ROUNDS = 10
 
 _FASTEST_BPS = 1e10
 # A SuperNode that waits for work looks every three seconds; a round's message wants some more of it than a probe.
-_MEAN_WAIT_S, _MOST_WAIT_S = 2.5, 4.0
+_MEAN_WAIT_S, _MAX_WAIT_S = 2.5, 4.0
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What probes told of a link.
 
     Attributes:
@@ -45,7 +45,7 @@ class Probed:
     downlink_bps: float = _FASTEST_BPS
     short_s: float = 0.0
 
-    def agrees_with(self, other: Probed) -> bool:
+    def agrees_with(self, other: ProbeResult) -> bool:
         """Whether both rates are alike within a factor of two."""
         rates = ((self.uplink_bps, other.uplink_bps), (self.downlink_bps, other.downlink_bps))
         return all(0.5 <= ours / theirs <= 2.0 for ours, theirs in rates)
@@ -61,17 +61,17 @@ class Link:
     taken too low, has other rates soon; one on which bits hardly count keeps its rates and has another overhead.
 
     Attributes:
-        probed: what probes told.
+        probe: what probes told.
         rounds: of the last rounds, bits_s and what the exchange took beside the training [s].
     """
 
-    probed: Probed = field(default_factory=Probed)
+    probe: ProbeResult = field(default_factory=ProbeResult)
     rounds: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def _fit(self) -> tuple[float, float]:
         """overhead_s and slowness, neither negative."""
-        points = [(1.0, 0.0, self.probed.short_s + _MEAN_WAIT_S), (0.0, ENOUGH_S, ENOUGH_S)]
+        points = [(1.0, 0.0, self.probe.short_s + _MEAN_WAIT_S), (0.0, ENOUGH_S, ENOUGH_S)]
         points += [(1.0, bits_s, beside_s) for bits_s, beside_s in self.rounds]
         *columns, right = np.array(points).T
         (overhead_s, slowness), _ = nnls(np.column_stack(columns), right)
@@ -85,25 +85,25 @@ class Link:
     @property
     def uplink_bps(self) -> float:
         """The rate up [bit/s]."""
-        return self.probed.uplink_bps / max(self._fit[1], self.probed.uplink_bps / _FASTEST_BPS)
+        return self.probe.uplink_bps / max(self._fit[1], self.probe.uplink_bps / _FASTEST_BPS)
 
     @property
     def downlink_bps(self) -> float:
         """The rate down [bit/s]."""
-        return self.probed.downlink_bps / max(self._fit[1], self.probed.downlink_bps / _FASTEST_BPS)
+        return self.probe.downlink_bps / max(self._fit[1], self.probe.downlink_bps / _FASTEST_BPS)
 
     @property
     def slack_s(self) -> float:
         """How much longer than that nine in ten exchanges take at most [s]; before there are enough, the worst wait."""
         if len(self.rounds) < 3:
-            return _MOST_WAIT_S
+            return _MAX_WAIT_S
         overhead_s, slowness = self._fit
         strays_s = [beside_s - overhead_s - slowness * bits_s for bits_s, beside_s in self.rounds]
-        return max(float(np.quantile(strays_s, 0.9)), _MOST_WAIT_S - _MEAN_WAIT_S)
+        return max(float(np.quantile(strays_s, 0.9)), _MAX_WAIT_S - _MEAN_WAIT_S)
 
-    def took(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
+    def observe(self, latency_s: float, uplink_bits: float, downlink_bits: float, compute_s: float) -> None:
         """Learn from a round that took ``latency_s`` from sending to reply."""
-        bits_s = uplink_bits / self.probed.uplink_bps + downlink_bits / self.probed.downlink_bps
+        bits_s = uplink_bits / self.probe.uplink_bps + downlink_bits / self.probe.downlink_bps
         self.rounds = [*self.rounds, (bits_s, max(0.0, latency_s - compute_s))][-KEPT_ROUNDS:]
 
 
@@ -124,7 +124,7 @@ def probes(length: int) -> list[Request]:
     ]
 
 
-def probed(replies: Sequence[Reply], length: int, shortest_s: float) -> tuple[Probed, bool]:
+def estimate_link(replies: Sequence[Reply], length: int, shortest_s: float) -> tuple[ProbeResult, bool]:
     """A link's rates from the answers to :func:`probes`, and whether the probes were long enough to tell.
 
     Args:
@@ -138,4 +138,4 @@ def probed(replies: Sequence[Reply], length: int, shortest_s: float) -> tuple[Pr
     short_s = min(shortest_s, max(0.0, taken_s[0]))
     extra_s = [max(0.0, seconds - short_s) for seconds in taken_s[1:]]
     down_bps, up_bps = (min(_FASTEST_BPS, BITS_PER_FLOAT32 * length / max(extra, 1e-3)) for extra in extra_s)
-    return Probed(up_bps, down_bps, short_s), min(extra_s) >= ENOUGH_S
+    return ProbeResult(up_bps, down_bps, short_s), min(extra_s) >= ENOUGH_S

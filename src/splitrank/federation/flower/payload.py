@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Header = dict[str, Any]
 Floats = NDArray[np.float32]
 
-MOST_HEADER_CHARACTERS = 1_000_000
+MAX_HEADER_CHARACTERS = 1_000_000
 NO_FLOATS: Floats = np.zeros(0, dtype=np.float32)
 
 _HEADER, _FLOATS = "header", "floats"
@@ -48,7 +48,7 @@ def unpack(content: RecordDict) -> tuple[Header, Floats]:
         raise PayloadError(f"a message must hold the records {_HEADER} and {_FLOATS}, got {sorted(map(str, content))}")
     text = content[_HEADER].get("json")
     arrays = content[_FLOATS]
-    if not isinstance(text, str) or len(text) > MOST_HEADER_CHARACTERS:
+    if not isinstance(text, str) or len(text) > MAX_HEADER_CHARACTERS:
         raise PayloadError("a message's header must be a text of at most a million characters")
     try:
         header = json.loads(text, parse_int=_whole_number)

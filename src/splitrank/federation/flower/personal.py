@@ -25,7 +25,7 @@ from splitrank.errors import InputError
 from splitrank.federation.state import State
 from splitrank.files import write_privately
 
-_MOST_RUNS = 100
+_MAX_RUNS = 100
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _ROUND, _DIGEST = "personal_round", "personal_sha256"
 
@@ -98,7 +98,7 @@ class PersonalStore:
         for folder in (runs, self.folder.parent, self.folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         oldest_first = sorted(runs.iterdir(), key=lambda run: run.stat().st_mtime)
-        for old in oldest_first[:-_MOST_RUNS]:
+        for old in oldest_first[:-_MAX_RUNS]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _file(self, round: int) -> Path:

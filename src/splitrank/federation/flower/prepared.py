@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from splitrank.config import Config, config_from, flatten
 from splitrank.errors import InputError
 from splitrank.federation.data import load_data
-from splitrank.federation.flower.machine import MachineEstimate, measured_machine
-from splitrank.federation.flower.own_settings import OwnSettings
+from splitrank.federation.flower.client_config import ClientConfig
+from splitrank.federation.flower.device_profile import DeviceEstimate, profile_device
 from splitrank.federation.flower.payload import Header
 from splitrank.federation.in_process import held_out_shares
 from splitrank.federation.model import Model, load_model
 from splitrank.federation.state import State
-from splitrank.federation.texts import ClientTexts, amounts_of_text
+from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.data import has_split, load_split
@@ -63,7 +63,7 @@ class Prepared:
     training: Share
     test: Share | None
     initial: State
-    machines: dict[int, MachineEstimate] = field(default_factory=dict)
+    machines: dict[int, DeviceEstimate] = field(default_factory=dict)
 
     def close(self) -> None:
         """Let go of the cached trunk output."""
@@ -71,22 +71,22 @@ class Prepared:
         if self.test is not None:
             self.test.outputs.close()
 
-    def amounts(self, client: int) -> ClientTexts:
+    def amounts(self, client: int) -> TextStats:
         """Return the amounts of text of one client."""
-        return amounts_of_text([self.training.outputs.lengths[self.training.rows[client]]])
+        return text_stats([self.training.outputs.lengths[self.training.rows[client]]])
 
-    def estimate(self, client: int) -> MachineEstimate:
+    def estimate(self, client: int) -> DeviceEstimate:
         """Return what this machine is, measured when it joins and kept running by the rounds."""
         if client not in self.machines:
             say("Measuring this machine.")
             share = self.training
-            measured = measured_machine(self.model, self.rule, share.outputs, share.rows[client], share.labels, client)
-            self.machines[client] = MachineEstimate(measured)
+            measured = profile_device(self.model, self.rule, share.outputs, share.rows[client], share.labels, client)
+            self.machines[client] = DeviceEstimate(measured)
             say(f"{measured}")
         return self.machines[client]
 
 
-def prepare(own: OwnSettings | None, settings: Header, labels: list[str], trunk_sha256: str) -> Prepared:
+def prepare(own: ClientConfig | None, settings: Header, labels: list[str], trunk_sha256: str) -> Prepared:
     """Load the model, and only if it is the server's the texts.
 
     Args:

@@ -24,7 +24,7 @@ from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.data import load_data
 from splitrank.federation.flower.flower_clients import FlowerClients, connect
-from splitrank.federation.flower.post import look_often
+from splitrank.federation.flower.messenger import look_often
 from splitrank.federation.loop import run
 from splitrank.federation.round_lines import round_lines
 from splitrank.files import try_lock

@@ -27,34 +27,34 @@ from torch import Tensor
 from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation import wire
 from splitrank.federation.costs import round_workload
-from splitrank.federation.flower import line
+from splitrank.federation.flower import worker_socket
+from splitrank.federation.flower.client_config import ClientConfig, read_client_config
+from splitrank.federation.flower.device_profile import at_frequency, read_energy_j
 from splitrank.federation.flower.links import noise
-from splitrank.federation.flower.machine import at_frequency, read_energy_j
-from splitrank.federation.flower.own_settings import OwnSettings, read_own_settings
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.flower.personal import PersonalStore
 from splitrank.federation.flower.prepared import Prepared, prepare
 from splitrank.federation.problems import Measured, measured_problem, round_problem
 from splitrank.federation.sizes import rank_cap
 from splitrank.federation.state import State
-from splitrank.federation.texts import ClientTexts
+from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
-from splitrank.learning.client import Pace
+from splitrank.learning.client import Throttle
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, of_clients
 from splitrank.planning.solvers.exact import exact
 from splitrank.progress import say
 
-MOST_PROBE_FLOATS = 4_000_000
+MAX_PROBE_FLOATS = 4_000_000
 """Length of the longest array that a server may ask for to measure the link."""
 
-_LONGEST_SILENCE_S = 60.0
+_MAX_SILENCE_S = 60.0
 
 
 class Worker:
     """Answers a server's requests for the client, or in a simulation the clients, of this process."""
 
-    def __init__(self, own: OwnSettings | None) -> None:
+    def __init__(self, own: ClientConfig | None) -> None:
         self._own = own
         self._prepared: Prepared | None = None
 
@@ -90,8 +90,8 @@ class Worker:
 
     def _echo(self, header: Header) -> tuple[Header, Floats]:
         length = header.get("length")
-        if not is_count(length) or length > MOST_PROBE_FLOATS:
-            raise InputError(f"an echo must have a length from 0 to {MOST_PROBE_FLOATS}, got {length!r}")
+        if not is_count(length) or length > MAX_PROBE_FLOATS:
+            raise InputError(f"an echo must have a length from 0 to {MAX_PROBE_FLOATS}, got {length!r}")
         return {"kind": "echo"}, noise(length)
 
     def _join(self, header: Header) -> Header:
@@ -135,18 +135,18 @@ class Worker:
         personal, is_lost = _personal_part(prepared, client, header)
         turn = int(header["turn"])
         task = prepared.model.task(start, State(round - 1, turn, start, {client: personal}), prepared.rule, client)
-        pace = Pace(stop_at_s=started_s + float(header["stop_after_s"]))
+        throttle = Throttle(stop_at_s=started_s + float(header["stop_after_s"]))
         before_j, before_cpu_s, before_s = read_energy_j(), time.process_time(), time.monotonic()
         with at_frequency(frequency_hz) if estimate else nullcontext(False) as is_set:
             slowdown = estimate.measured.reference_frequency_hz / frequency_hz if estimate else 1.0
             if estimate and not is_set:
-                pace.slowdown, pace.planned_s = slowdown, planned_s
+                throttle.slowdown, throttle.planned_s = slowdown, planned_s
             share = prepared.training
-            update = prepared.model.train(task, share.outputs, share.rows[client], share.labels, pace=pace)
-        busy_s, after_j = time.monotonic() - before_s - pace.rested_s, read_energy_j()
+            update = prepared.model.train(task, share.outputs, share.rows[client], share.labels, throttle=throttle)
+        busy_s, after_j = time.monotonic() - before_s - throttle.rested_s, read_energy_j()
         if estimate:
             num_samples = update.num_samples * prepared.model.config.federation.local_epochs
-            estimate.took(busy_s / slowdown if is_set else busy_s, rank, num_samples)
+            estimate.observe(busy_s / slowdown if is_set else busy_s, rank, num_samples)
         sent = wire.uplink(update.adapter, prepared.rule, client, turn)
         is_private = prepared.model.config.planner.where == "client"
         answer = {
@@ -236,14 +236,14 @@ def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
     """Return P1 of this client alone: its machine and energy budget, the server's latency budget and link estimate."""
     config, shape, link = prepared.model.config, prepared.model.shape, header["link"]
     turn, everybody = int(header["turn"]), np.ones(prepared.model.config.federation.num_clients)
-    alike = ClientTexts(*(everybody * amount[0] for amount in vars(prepared.amounts(client)).values()))
+    alike = TextStats(*(everybody * amount[0] for amount in vars(prepared.amounts(client)).values()))
     rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
     if header["measure"]:
         machine = prepared.estimate(client).machine
         names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
         own = {name: everybody * getattr(machine, name) for name in names}
-        paced = np.full(len(everybody), machine.is_paced)
-        measured = Measured(**own, **rates, paced=paced, latency_margin=float(link["latency_margin"]))
+        throttled = np.full(len(everybody), machine.is_throttled)
+        measured = Measured(**own, **rates, throttled=throttled, latency_margin=float(link["latency_margin"]))
         problem = measured_problem(config, shape, alike, measured, turn)
     else:
         workload = round_workload(config, shape, alike, turn)
@@ -256,9 +256,9 @@ def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
 def main() -> None:
     """Serve one client until stopped; ends with 2 where starting it again would not help."""
     try:
-        own = read_own_settings(Path(sys.argv[1]))
+        own = read_client_config(Path(sys.argv[1]))
         worker = Worker(own)
-        with line.listening(own.socket) as listener:
+        with worker_socket.listening(own.socket) as listener:
             say(f"Client {own.client} is ready; its worker listens on {own.socket}.")
             while True:
                 connection, _ = listener.accept()
@@ -272,11 +272,11 @@ def main() -> None:
 def _serve(worker: Worker, connection: socket.socket) -> None:
     """Answer one request; whoever asked may have gone meanwhile."""
     kind = "unread"
-    connection.settimeout(_LONGEST_SILENCE_S)
+    connection.settimeout(_MAX_SILENCE_S)
     try:
-        header, floats = line.receive(connection)
+        header, floats = worker_socket.receive(connection)
         kind = str(header.get("kind"))
-        line.send(connection, *worker.answer(header, floats))
+        worker_socket.send(connection, *worker.answer(header, floats))
     except (OSError, EOFError, ValueError, RecursionError) as error:
         say(f"A request ({kind}) broke off: {error}")
 

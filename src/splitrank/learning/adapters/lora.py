@@ -25,7 +25,7 @@ class Lora:
     """LoRA; implements :class:`method.Method`.
 
     Attributes:
-        linears: logical names of a layer's linears, out of ``placement.MAPS``.
+        linears: logical names of a layer's linears, out of ``placement.LINEARS``.
         scaling: s = alpha/r, > 0.
         dropout: of the adapter's input, 0 to 1.
     """

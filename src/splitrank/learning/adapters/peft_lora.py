@@ -32,7 +32,7 @@ def attach_lora(
     """
     family = encoder.family
     layers = "|".join(str(layer) for layer in encoder.trained_layers)
-    names = "|".join(re.escape(family.maps[name]) for name in linears)
+    names = "|".join(re.escape(family.linears[name]) for name in linears)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=1,

@@ -18,7 +18,7 @@ class TrainedPart:
     Attributes:
         shape: the encoder's sizes.
         layers: indices of the trained layers, at least one; the lowest is the cut.
-        linears: logical names of the linears with adapters, among those of `EncoderShape.maps`; without effect for a
+        linears: logical names of the linears with adapters, among those of `EncoderShape.linears`; without effect for a
             method that trains whole layers.
         head: how the head is trained; ``"local"`` is trained like ``"full"``.
         num_labels: n, number of classes, >= 2.
@@ -42,8 +42,8 @@ class TrainedPart:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return (d, k) = (out, in) of one layer's linears with adapters: the paper's set Â for a layer."""
-        maps = self.shape.maps()
-        return [maps[name] for name in self.linears]
+        sizes = self.shape.linears()
+        return [sizes[name] for name in self.linears]
 
 
 @dataclass(frozen=True)

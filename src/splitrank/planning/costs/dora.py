@@ -29,12 +29,12 @@ def dora_flops(part: TrainedPart) -> Flops:
     The norm is detached, so forming B·A has no backward pass. With dropout on its input an adapter multiplies what is
     left of it with the frozen matrix once more, forward and, where the input needs a gradient, backward.
     """
-    linears, maps = frozenset(part.linears), part.shape.maps()
+    linears, sizes = frozenset(part.linears), part.shape.linears()
     constant, per_rank, step_per_rank = frozen_matrices_flops(part, linears), np.zeros(3), 0
     for layer in sorted(set(part.layers)):
         flow = gradient_flow(part, layer, linears)
         for name in part.linears:
-            d, k = maps[name]
+            d, k = sizes[name]
             passes_A, passes_B = factor_passes(flow, name, part.kinds)
             per_rank = per_rank + 2 * (k * passes_A + d * passes_B) * ALL_TOKENS
             step_per_rank += 2 * k * k + 2 * k * d

@@ -18,14 +18,14 @@ def full_flops(part: TrainedPart) -> Flops:
 
     The gradients of biases and norms are no products and do not count.
     """
-    maps = part.shape.maps()
-    weight_gradients = len(set(part.layers)) * sum(2 * d * k for d, k in maps.values())
-    return Flops(frozen_matrices_flops(part, frozenset(maps)) + weight_gradients * ALL_TOKENS, np.zeros(3))
+    sizes = part.shape.linears()
+    weight_gradients = len(set(part.layers)) * sum(2 * d * k for d, k in sizes.values())
+    return Flops(frozen_matrices_flops(part, frozenset(sizes)) + weight_gradients * ALL_TOKENS, np.zeros(3))
 
 
 def full_numbers(part: TrainedPart) -> dict[str, Count]:
     """Count the weights, biases and two layer norms of the trained layers: l·(Σ(d·k + d) + 4·h)."""
-    layer = sum(d * k + d for d, k in part.shape.maps().values()) + 4 * part.shape.hidden_size
+    layer = sum(d * k + d for d, k in part.shape.linears().values()) + 4 * part.shape.hidden_size
     return {"weight": Count(constant=len(set(part.layers)) * layer)}
 
 

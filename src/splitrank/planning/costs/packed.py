@@ -40,16 +40,16 @@ def packed_flops(part: TrainedPart) -> Flops:
     for layer in range(part.cut_layer, part.shape.num_layers):
         adapted = frozenset(part.linears) if layer in part.layers else frozenset[str]()
         flow = gradient_flow(part, layer, adapted)
-        maps = part.shape.maps()
+        sizes = part.shape.linears()
         first_token_only = layer == part.shape.num_layers - 1
         rows = FIRST_TOKEN if first_token_only else ALL_TOKENS
         if first_token_only:
-            del maps["key"], maps["value"]
+            del sizes["key"], sizes["value"]
             attention = _first_token_attention(part, adapted, flow)
             constant, per_rank = constant + attention[0], per_rank + attention[1]
         else:
             constant = constant + attention_flops(part, flow)
-        for name, (d, k) in maps.items():
+        for name, (d, k) in sizes.items():
             constant = constant + 2 * d * k * (1 + flow.into(name)) * rows
             if name in adapted:
                 passes_A, passes_B = factor_passes(flow, name, part.kinds)

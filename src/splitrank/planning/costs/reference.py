@@ -30,6 +30,6 @@ def frozen_matrices_flops(part: TrainedPart, linears: frozenset[str]) -> NDArray
     for layer in range(part.cut_layer, part.shape.num_layers):
         flow = gradient_flow(part, layer, linears if layer in part.layers else frozenset())
         flops = flops + attention_flops(part, flow)
-        for name, (d, k) in part.shape.maps().items():
+        for name, (d, k) in part.shape.linears().items():
             flops = flops + 2 * d * k * (1 + flow.into(name)) * ALL_TOKENS
     return flops

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export FLWR_HOME="$PWD/flwr"
-exec python3 -m splitrank.federation.flower.station client.toml
+exec python3 -m splitrank.federation.flower.supervisor client.toml

@@ -21,7 +21,7 @@ from splitrank.federation.flower.payload import Floats, Header, PayloadError, pa
 _LOOK_EVERY_S = 0.1
 _LOOK_FOR_ARRAYS_EVERY_S = 0.5
 _LINES = 16
-_LONGEST_S = 24 * 3600.0
+_MAX_WAIT_S = 24 * 3600.0
 _ASK_AGAIN_AFTER_S = 15.0
 
 Request = tuple[Header, Floats]
@@ -55,8 +55,8 @@ class Reply:
 
 
 @dataclass(frozen=True, eq=False)
-class Post:
-    """The post between the server and the nodes of a run.
+class Messenger:
+    """The messages between the server and the nodes of a run.
 
     Attributes:
         asked: nodes that :meth:`ask` has sent something to, but for those to be asked again.
@@ -75,7 +75,7 @@ class Post:
         """Send requests whose answers :meth:`answers` gives when they have come."""
         sent_s = time.monotonic()
         nodes = list(requests)
-        for message_id, place in self._push(list(requests.items()), message_type, group, _LONGEST_S).items():
+        for message_id, place in self._push(list(requests.items()), message_type, group, _MAX_WAIT_S).items():
             self._open[message_id] = (nodes[place], sent_s)
         self.asked.update(requests)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from splitrank.config import config_from, flatten, read_toml
 from splitrank.errors import InputError
-from splitrank.federation.flower.line import MOST_PATH_BYTES
 from splitrank.federation.flower.payload import is_count
+from splitrank.federation.flower.worker_socket import MAX_PATH_BYTES
 
 SECRETS = ("root_certificates", "certificate", "certificate_key", "private_key", "trusted_entities")
 """Keys of ``[node]`` that name the files of a connection that nobody else can read or use."""
@@ -29,7 +29,7 @@ _OWN = {
 
 
 @dataclass(frozen=True)
-class OwnSettings:
+class ClientConfig:
     """What a client's file says.
 
     Attributes:
@@ -50,7 +50,7 @@ class OwnSettings:
     folder: Path
 
 
-def read_own_settings(path: Path) -> OwnSettings:
+def read_client_config(path: Path) -> ClientConfig:
     """Read a client's file.
 
     Raises:
@@ -93,12 +93,12 @@ def read_own_settings(path: Path) -> OwnSettings:
     if "model.name" in layer and (here / layer["model.name"]).is_dir():
         layer["model.name"] = str(here / layer["model.name"])
     socket = here / Path(node["socket"]).expanduser()
-    if len(os.fsencode(socket)) > MOST_PATH_BYTES:
+    if len(os.fsencode(socket)) > MAX_PATH_BYTES:
         raise InputError(
-            f"{path}: node.socket must be at most {MOST_PATH_BYTES} bytes from the root, got {socket}; "
+            f"{path}: node.socket must be at most {MAX_PATH_BYTES} bytes from the root, got {socket}; "
             "move the folder, or name a socket elsewhere, in a folder of its own"
         )
-    return OwnSettings(node["client"], socket, ports["port"], ports["proxy_port"], layer, node, here)
+    return ClientConfig(node["client"], socket, ports["port"], ports["proxy_port"], layer, node, here)
 
 
 def _is_text(value: Any) -> bool:

@@ -11,11 +11,11 @@ import pytest
 from splitrank.config import config_from, flatten
 from splitrank.deployment.init import init
 from splitrank.errors import InputError
-from splitrank.federation.flower.line import listening
-from splitrank.federation.flower.own_settings import read_own_settings
+from splitrank.federation.flower.client_config import read_client_config
 from splitrank.federation.flower.payload import NO_FLOATS
-from splitrank.federation.flower.station import commands
+from splitrank.federation.flower.supervisor import commands
 from splitrank.federation.flower.worker import Worker
+from splitrank.federation.flower.worker_socket import listening
 from splitrank.federation.model import load_model
 
 pytestmark = pytest.mark.extras
@@ -31,7 +31,7 @@ def file(tmp_path):
 
 
 def test_clients_of_one_machine_do_not_meet(file):
-    own, other = read_own_settings(file), read_own_settings(file.parent.parent / "client-0" / "client.toml")
+    own, other = read_client_config(file), read_client_config(file.parent.parent / "client-0" / "client.toml")
     assert len({own.port, own.proxy_port, other.port, other.proxy_port}) == 4
     assert own.socket != other.socket
 
@@ -63,7 +63,7 @@ def test_what_a_file_may_not_say(file, before, after, sentence):
     assert before in text
     file.write_text(text.replace(before, after))
     with pytest.raises(InputError, match=sentence):
-        read_own_settings(file)
+        read_client_config(file)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def test_nothing_starts_without_all_that_keeps_strangers_out(file, key):
     lines = [line for line in file.read_text().splitlines() if not line.startswith(f"{key} =")]
     file.write_text("\n".join(lines))
     with pytest.raises(InputError, match=f"node.{key} must"):
-        commands(read_own_settings(file), file)
+        commands(read_client_config(file), file)
 
 
 def test_nothing_starts_without_the_files_that_are_named(file):
     (file.parent / "node.key").unlink()
     with pytest.raises(InputError, match=r"node.private_key must be a file, got .*node.key; ./make-keys.sh makes it"):
-        commands(read_own_settings(file), file)
+        commands(read_client_config(file), file)
 
 
 def test_a_socket_replaces_no_file(file):
     file.write_text(file.read_text().replace('socket = "worker/socket"', 'socket = "train.csv"'))
     (file.parent / "train.csv").write_text("text,label\n")
     file.parent.chmod(0o700)
-    with pytest.raises(InputError, match="socket must be a new name"), listening(read_own_settings(file).socket):
+    with pytest.raises(InputError, match="socket must be a new name"), listening(read_client_config(file).socket):
         pass
     assert (file.parent / "train.csv").read_text() == "text,label\n"
 
@@ -101,14 +101,14 @@ def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settin
     header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
     # With the real classes the client reads its own columns, whatever the server says they are.
     classes = sorted({row["label"] for row in csv.DictReader(texts.splitlines())})
-    worker = Worker(read_own_settings(file))
+    worker = Worker(read_client_config(file))
     told = worker.answer({**header, "labels": classes}, NO_FLOATS)[0]
     worker.close()
     assert (told["kind"], told["samples"]) == ("joined", len(texts.splitlines()) - 1)
 
-    answers = [Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0]]
+    answers = [Worker(read_client_config(file)).answer(header, NO_FLOATS)[0]]
     (file.parent / "train.csv").write_text(texts.partition("\n")[2])  # no header: its first text names a column
-    answers.append(Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0])
+    answers.append(Worker(read_client_config(file)).answer(header, NO_FLOATS)[0])
     for answer in answers:
         assert answer == {"kind": "failure", "reason": "its texts cannot be used; the client's own log tells why"}
 
@@ -117,13 +117,13 @@ def test_texts_stay_unread_for_a_server_with_another_model(file, tiny_settings):
     settings = flatten(tomllib.loads(tiny_settings)) | {"federation.num_clients": 2}
     header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": "0" * 64, "kind": "join"}
     assert not (file.parent / "train.csv").exists()
-    reason = Worker(read_own_settings(file)).answer(header, NO_FLOATS)[0]["reason"]
+    reason = Worker(read_client_config(file)).answer(header, NO_FLOATS)[0]["reason"]
     assert reason.startswith("the frozen weights must be those of the server")
 
 
 def test_plaintext_is_asked_for_and_warned_of(file, capsys):
     file.write_text(file.read_text().replace("[node]", "[node]\nplaintext = true"))
-    started = commands(read_own_settings(file), file)
+    started = commands(read_client_config(file), file)
     assert list(started) == ["worker", "SuperNode"]
     assert started["SuperNode"][-3:] == ["--superlink", "192.0.2.1:9092", "--insecure"]
     assert "Warning: node.plaintext is on" in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_plaintext_is_asked_for_and_warned_of(file, capsys):
 def test_nginx_is_asked_for(file, monkeypatch):
     monkeypatch.setenv("PATH", str(file.parent))
     with pytest.raises(InputError, match="nginx must be installed"):
-        commands(read_own_settings(file), file)
+        commands(read_client_config(file), file)
 
 
 def test_programs_are_found_by_the_path(file, monkeypatch, tmp_path):
@@ -143,7 +143,7 @@ def test_programs_are_found_by_the_path(file, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(elsewhere))
     file.write_text(file.read_text().replace("[node]", "[node]\nplaintext = true"))
     with pytest.raises(InputError, match="flower-supernode must be installed"):
-        commands(read_own_settings(file), file)
+        commands(read_client_config(file), file)
     (elsewhere / "flower-supernode").write_text("")
     (elsewhere / "flower-supernode").chmod(0o755)
-    assert commands(read_own_settings(file), file)["SuperNode"][0] == "flower-supernode"
+    assert commands(read_client_config(file), file)["SuperNode"][0] == "flower-supernode"

@@ -7,7 +7,7 @@ the server's has: nginx looks for names in certificates, not for addresses.
 
 from __future__ import annotations
 
-from splitrank.federation.flower.own_settings import OwnSettings
+from splitrank.federation.flower.client_config import ClientConfig
 from splitrank.files import write_atomically
 
 SERVER_NAME = "splitrank-server"
@@ -56,7 +56,7 @@ http {
 """
 
 
-def tunnel_command(own: OwnSettings) -> list[str]:
+def client_proxy_command(own: ClientConfig) -> list[str]:
     """Write the client's ``nginx.conf``; gives the command that starts it, in the client's folder."""
     values = {
         "SERVER": own.node["server"],

@@ -11,11 +11,11 @@ import torch
 
 from splitrank import load_config, load_data, make_clients, run
 from splitrank.errors import ConfigError, RunError
-from splitrank.federation.clients import Missed
+from splitrank.federation.clients import NoUpdate
 from splitrank.federation.in_process import InProcessClients
 from splitrank.federation.loop import make_clients_of
 from splitrank.federation.rounds import run_round
-from splitrank.learning.client import Pace
+from splitrank.learning.client import Throttle
 
 
 class _Watched(InProcessClients):
@@ -26,7 +26,7 @@ class _Watched(InProcessClients):
     def train(self, starts, plan, state):
         updates = dict(super().train(starts, plan, state))
         return {
-            client: Missed("gone", {"wall_latency_s": 1.5}) if client in self.missing else update
+            client: NoUpdate("gone", {"wall_latency_s": 1.5}) if client in self.missing else update
             for client, update in updates.items()
         }
 
@@ -75,32 +75,32 @@ def test_pace_takes_time_and_changes_nothing(tiny_config):
     clients = make_clients(config, load_data(config))
     start = clients.initial_state()
 
-    def trained(pace: Pace):
+    def trained(throttle: Throttle):
         rows, labels = clients.train_rows[0], clients.data.train_labels
         task = clients.model.task(start.adapter, start, clients.rule, 0)
-        return clients.model.train(task, clients.train_outputs, rows, labels, pace=pace)
+        return clients.model.train(task, clients.train_outputs, rows, labels, throttle=throttle)
 
-    quick = trained(Pace())
+    quick = trained(Throttle())
     begun_s = time.monotonic()
-    slow = trained(Pace(slowdown=1e3, planned_s=1.0))
+    slow = trained(Throttle(slowdown=1e3, planned_s=1.0))
     assert 1.0 <= time.monotonic() - begun_s < 3.0
     ours, theirs = quick.adapter.tensors, slow.adapter.tensors
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(RunError, match="given up"):
-        trained(Pace(stop_at_s=time.monotonic()))
+        trained(Throttle(stop_at_s=time.monotonic()))
     clients.close()
 
 
 def test_a_pace_that_is_ahead_rests_no_longer_than_its_clock_asks():
     """A machine that is quicker than its plan is as much quicker at a lower clock; one at full clock never rests."""
     for slowdown, at_least_s, at_most_s in ((1.0, 0.0, 0.02), (3.0, 0.25, 0.5)):
-        pace = Pace(slowdown=slowdown, planned_s=60.0)
+        throttle = Throttle(slowdown=slowdown, planned_s=60.0)
         begun_s = time.monotonic()
         for step in range(5):
             time.sleep(0.03)
-            pace.keep(begun_s, (step + 1) / 5)
-        assert at_least_s <= pace.rested_s <= at_most_s
-        assert time.monotonic() - begun_s - pace.rested_s < 0.3
+            throttle.wait(begun_s, (step + 1) / 5)
+        assert at_least_s <= throttle.rested_s <= at_most_s
+        assert time.monotonic() - begun_s - throttle.rested_s < 0.3
 
 
 def test_updates_in_any_order_give_the_same_model(tiny_config):

@@ -19,9 +19,9 @@ from splitrank.errors import InputError
 from splitrank.federation.flower.payload import Floats, Header
 
 _LENGTHS = struct.Struct("!QQ")
-_MOST_BYTES = 4_000_000_000
+_MAX_BYTES = 4_000_000_000
 
-MOST_PATH_BYTES = 100
+MAX_PATH_BYTES = 100
 """What a socket's path may have on any system that has them."""
 
 
@@ -87,8 +87,8 @@ def receive(connection: socket.socket) -> tuple[Header, Floats]:
         ValueError: it is not what :func:`send` sends.
     """
     text_length, numbers_length = _LENGTHS.unpack(_read(connection, _LENGTHS.size))
-    if text_length + numbers_length > _MOST_BYTES or numbers_length % 4:
-        raise ValueError(f"a message must have whole numbers and at most {_MOST_BYTES} bytes")
+    if text_length + numbers_length > _MAX_BYTES or numbers_length % 4:
+        raise ValueError(f"a message must have whole numbers and at most {_MAX_BYTES} bytes")
     header = json.loads(_read(connection, text_length))
     if not isinstance(header, dict):
         raise ValueError("a message's header must be a JSON object")

@@ -9,9 +9,9 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 
-from splitrank.federation.flower import post
+from splitrank.federation.flower import messenger
+from splitrank.federation.flower.messenger import Messenger
 from splitrank.federation.flower.payload import NO_FLOATS, pack
-from splitrank.federation.flower.post import Post
 
 pytestmark = pytest.mark.extras
 
@@ -29,7 +29,7 @@ def test_an_array_on_its_way_is_noticed_soon():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http_grid, "pull_objects", None)
-        post.look_often()
+        messenger.look_often()
         of_the_grid = http_grid.HttpGrid.pull_messages.__globals__["pull_objects"]
         assert of_the_grid(["an array"], pull) == {"an array": b"here"}
     assert time.monotonic() < begun_s + 5.0
@@ -73,25 +73,27 @@ def identity(monkeypatch):
 
 def test_one_bad_answer_spoils_no_other():
     nodes = range(1, 41)  # several to a line
-    replies = Post(Grid(unreadable=(7,))).exchange([(node, ECHO) for node in nodes], "query", group="", wait_s=10.0)
+    replies = Messenger(Grid(unreadable=(7,))).exchange(
+        [(node, ECHO) for node in nodes], "query", group="", wait_s=10.0
+    )
     assert [reply.header.get("node") for reply in replies] == [None if node == 7 else node for node in nodes]
     assert replies[6].failure == "Flower cannot read the answer: ValueError"
 
 
 def test_who_is_silent_is_late():
-    replies = Post(Grid(silent=(2,))).exchange([(1, ECHO), (2, ECHO)], "query", group="", wait_s=0.5)
+    replies = Messenger(Grid(silent=(2,))).exchange([(1, ECHO), (2, ECHO)], "query", group="", wait_s=0.5)
     assert [reply.failure for reply in replies] == [None, "no answer within 0.5 s"]
 
 
 def test_who_was_refused_is_asked_again_after_a_while(monkeypatch):
     grid = Grid(unreadable=(1,))
-    sent = Post(grid)
+    sent = Messenger(grid)
     sent.ask({1: ECHO, 2: ECHO}, "query", group="")
     answers = dict(sent.answers())
     assert (answers[1].failure is None, answers[2].failure is None) == (False, True)
     sent.ask_again(1)
     list(sent.answers())
     assert sent.asked == {1, 2}
-    monkeypatch.setattr(post, "_ASK_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(messenger, "_ASK_AGAIN_AFTER_S", 0.0)
     list(sent.answers())
     assert sent.asked == {2}

@@ -2,7 +2,7 @@
 
 Speed: seconds per sample are timed at two ranks and taken for a line in the rank. Power: Linux's energy counters
 (powercap, "RAPL") where they can be read, else Ω·f³ with ``client.capacitance``. Clock: where the operating system lets
-the program (cpufreq), the planned frequency is set; otherwise training is paced to take as long as it would there,
+the program (cpufreq), the planned frequency is set; otherwise training is throttled to take as long as it would there,
 which keeps the plan's time but spends the energy of the clock as it is, and the plan reckons with that. The speed is
 kept running by the rounds.
 """
@@ -34,12 +34,12 @@ CPUS = Path("/sys/devices/system/cpu")
 COUNTERS = Path("/sys/class/powercap")
 
 _RANKS = (2, 32)
-_MOST_BATCHES = 8
+_MAX_BATCHES = 8
 _LEAST_S, _LEAST_TIMES = 1.0, 3
 
 
 @dataclass(frozen=True)
-class Machine:
+class DeviceProfile:
     """What a client tells of its machine where ``planner.where = "server"``.
 
     Attributes:
@@ -50,7 +50,7 @@ class Machine:
         power_w: power while training at full speed [W].
         capacitance: Ω such that Ω·f³ is that power at full speed.
         power_from: ``"powercap"`` or ``"client.capacitance"``.
-        clock: ``"cpufreq"``, the planned frequency is set, or ``"paced"``, training takes as long as it would.
+        clock: ``"cpufreq"``, the planned frequency is set, or ``"throttled"``, training takes as long as it would.
     """
 
     cores: int
@@ -64,9 +64,9 @@ class Machine:
     clock: str
 
     @property
-    def is_paced(self) -> bool:
+    def is_throttled(self) -> bool:
         """Whether it keeps its clock and rests instead, so that a cycle takes the same energy in any plan."""
-        return self.clock == "paced"
+        return self.clock == "throttled"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a message."""
@@ -74,22 +74,22 @@ class Machine:
 
 
 @dataclass
-class MachineEstimate:
+class DeviceEstimate:
     """What is known of a machine: what was measured, its speed kept running by the rounds since.
 
     A machine that was busy while it was timed, or now is, takes a and b times its slowness: the median, over the last
     rounds, of what training took at full clock over what a + b·r says.
 
     Attributes:
-        measured: by :func:`measured_machine`.
+        measured: by :func:`profile_device`.
         slowness: of the last rounds.
     """
 
-    measured: Machine
+    measured: DeviceProfile
     slowness: list[float] = field(default_factory=list)
 
     @property
-    def machine(self) -> Machine:
+    def machine(self) -> DeviceProfile:
         """The machine as it is now."""
         times = statistics.median(self.slowness or [1.0])
         return replace(
@@ -98,7 +98,7 @@ class MachineEstimate:
             seconds_per_sample_per_rank=times * self.measured.seconds_per_sample_per_rank,
         )
 
-    def took(self, full_clock_s: float, rank: int, num_samples: int) -> None:
+    def observe(self, full_clock_s: float, rank: int, num_samples: int) -> None:
         """Learn from a round.
 
         Args:
@@ -111,13 +111,13 @@ class MachineEstimate:
         self.slowness = [*self.slowness, full_clock_s / planned_s][-KEPT_ROUNDS:]
 
 
-UNKNOWN_MACHINE = Machine(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "paced")
+UNKNOWN_DEVICE = DeviceProfile(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "throttled")
 """Stands in the planner's arrays for a machine that is not there, or that the client keeps to itself."""
 
 
-def machine_from(told: Any) -> Machine | None:
+def profile_from(told: Any) -> DeviceProfile | None:
     """A machine from the values of a message, None if they are not those of one."""
-    names = {field.name: str(field.type) for field in fields(Machine)}
+    names = {field.name: str(field.type) for field in fields(DeviceProfile)}
     if not isinstance(told, dict) or set(told) != set(names):
         return None
     for name, kind in names.items():
@@ -128,17 +128,17 @@ def machine_from(told: Any) -> Machine | None:
             fits = is_finite(value) and (value >= 0 if name == "seconds_per_sample_per_rank" else value > 0)
         if not fits:
             return None
-    return Machine(**told)
+    return DeviceProfile(**told)
 
 
-def measured_machine(
+def profile_device(
     model: Model,
     rule: Rule,
     texts: TrunkOutputs,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
     client: int,
-) -> Machine:
+) -> DeviceProfile:
     """Time the client's own training, on its own texts, at two ranks.
 
     Args:
@@ -147,7 +147,7 @@ def measured_machine(
         texts, rows, labels: the client's texts, as in :func:`learning.client.train`.
         client: its number, for the settings that are drawn per client.
     """
-    some = rows[: _MOST_BATCHES * model.config.train.batch_size]
+    some = rows[: _MAX_BATCHES * model.config.train.batch_size]
     initial = model.initial_state()
     ranks = _timed_ranks(initial.adapter)
     before_j, started_s = read_energy_j(), time.monotonic()
@@ -174,7 +174,7 @@ def measured_machine(
     else:
         capacitance = float(per_client(model.config.client.capacitance, "client.capacitance", model.config)[client])
         power_w, power_from = capacitance * frequency_hz**3, "client.capacitance"
-    return Machine(
+    return DeviceProfile(
         cores=torch.get_num_threads(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         reference_frequency_hz=frequency_hz,
@@ -183,7 +183,7 @@ def measured_machine(
         power_w=power_w,
         capacitance=capacitance,
         power_from=power_from,
-        clock="cpufreq" if _clock_files() else "paced",
+        clock="cpufreq" if _clock_files() else "throttled",
     )
 
 

@@ -13,15 +13,15 @@ from flwr.app import MessageType
 
 from splitrank.config import Config
 from splitrank.errors import RunError
-from splitrank.federation.flower.links import PROBE_FLOATS, Link, Probed, probed, probes
-from splitrank.federation.flower.machine import Machine, machine_from
+from splitrank.federation.flower.device_profile import DeviceProfile, profile_from
+from splitrank.federation.flower.links import PROBE_FLOATS, Link, ProbeResult, estimate_link, probes
+from splitrank.federation.flower.messenger import Messenger, Reply
 from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count
-from splitrank.federation.flower.post import Post, Reply
-from splitrank.federation.texts import ClientTexts
+from splitrank.federation.texts import TextStats
 from splitrank.progress import say
 
 _LOOK_EVERY_S = 0.5
-_LONGEST_PROBE_S = 300.0
+_MAX_PROBE_S = 300.0
 _AMOUNTS = ("samples", "token_sum", "token_square_sum")
 
 Request = Callable[..., Header]
@@ -42,24 +42,24 @@ class Node:
 
     node: int
     amounts: tuple[int, int, int]
-    machine: Machine | None = None
+    machine: DeviceProfile | None = None
     link: Link | None = None
     test_samples: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Membership:
+class Roster:
     """The nodes of a run.
 
     Attributes:
-        post: the way to them.
+        messenger: the way to them.
         config: the settings.
         request: makes a request's header.
         present: client → the node that stands for it now.
         known: client → the node that stood for it last.
     """
 
-    post: Post
+    messenger: Messenger
     config: Config
     request: Request
     present: dict[int, Node] = field(default_factory=dict)
@@ -76,18 +76,18 @@ class Membership:
         return self.config.planner.where == "client"
 
     @property
-    def texts(self) -> ClientTexts:
+    def texts(self) -> TextStats:
         """Amounts of text of each client, 0 for one that has never joined."""
         clients = range(self.config.federation.num_clients)
         rows = [self.known[client].amounts if client in self.known else (0, 0, 0) for client in clients]
         samples, token_sum, token_square_sum = np.array(rows, dtype=np.float64).T
-        return ClientTexts(samples, token_sum, token_square_sum)
+        return TextStats(samples, token_sum, token_square_sum)
 
     def forget(self, client: int) -> None:
         """Let a client whose node gave no answer join, and be measured, again."""
-        self.post.ask_again(self.present.pop(client).node)
+        self.messenger.ask_again(self.present.pop(client).node)
 
-    def update(self, client: int, machine: Machine) -> None:
+    def update(self, client: int, machine: DeviceProfile) -> None:
         """Keep what a client tells of its machine after a round."""
         self.present[client] = self.known[client] = replace(self.present[client], machine=machine)
 
@@ -118,10 +118,10 @@ class Membership:
         started_s = time.monotonic()
         said = False
         while True:
-            self._let_go(set(self.post.nodes()))
-            for node, reply in self.post.answers():
+            self._drop_offline(set(self.messenger.nodes()))
+            for node, reply in self.messenger.answers():
                 if not self._register(node, reply):
-                    self.post.ask_again(node)
+                    self.messenger.ask_again(node)
             if len(self.present) >= least:
                 return True
             if not said:
@@ -131,16 +131,16 @@ class Membership:
                 return False
             time.sleep(_LOOK_EVERY_S)
 
-    def _let_go(self, online: set[int]) -> None:
+    def _drop_offline(self, online: set[int]) -> None:
         """Forget nodes that went, and ask those that came, or came back, what they have."""
         for client, node in list(self.present.items()):
             if node.node not in online:
                 say(f"Client {client} has gone.")
                 del self.present[client]
-        self.post.asked.intersection_update(online)
-        new = online - {node.node for node in self.present.values()} - self.post.asked
+        self.messenger.asked.intersection_update(online)
+        new = online - {node.node for node in self.present.values()} - self.messenger.asked
         joins = {node: (self.request("join", measure=self.measures), NO_FLOATS) for node in new}
-        self.post.ask(joins, MessageType.QUERY, group="join")
+        self.messenger.ask(joins, MessageType.QUERY, group="join")
 
     def _register(self, node: int, reply: Reply) -> bool:
         """Take a node in as the client that it says it is, if it may be; return whether it was."""
@@ -160,13 +160,13 @@ class Membership:
             return False
         machine = link = None
         if self.measures:
-            machine = None if self.asks_for_ranks else machine_from(reply.header.get("machine"))
+            machine = None if self.asks_for_ranks else profile_from(reply.header.get("machine"))
             say(f"Client {client}: measuring its link.")
             link = self._measured_link(node) if machine or self.asks_for_ranks else None
             if link is None:
                 say(f"A node was refused: client {client} or its link could not be measured.")
                 return False
-            say(f"Client {client}: {_spoken(machine, link)}")
+            say(f"Client {client}: {_describe(machine, link)}")
         told = reply.header.get("test_samples")
         test_samples = told if is_count(told) else 0
         joined = Node(node, (amounts[0], amounts[1], amounts[2]), machine, link, test_samples)
@@ -179,15 +179,15 @@ class Membership:
 
         The longest counts, since what else happens on the machines weighs least in it.
         """
-        before: Probed | None = None
+        before: ProbeResult | None = None
         for length in PROBE_FLOATS:
             requests = [(node, request) for request in probes(length)]
-            replies = self.post.exchange(requests, MessageType.QUERY, group="probe", wait_s=_LONGEST_PROBE_S)
+            replies = self.messenger.exchange(requests, MessageType.QUERY, group="probe", wait_s=_MAX_PROBE_S)
             failures = [reply.failure for reply in replies if reply.failure is not None]
             if failures:
                 say(f"A probe failed: {failures[0]}")
                 return None
-            found, is_enough = probed(replies, length, before.short_s if before else math.inf)
+            found, is_enough = estimate_link(replies, length, before.short_s if before else math.inf)
             if is_enough and before is not None and found.agrees_with(before):
                 return Link(found)
             before = found
@@ -211,7 +211,7 @@ def request_maker(settings: Header, label_names: list[str], trunk_sha256: str, r
     return request
 
 
-def _spoken(machine: Machine | None, link: Link) -> str:
+def _describe(machine: DeviceProfile | None, link: Link) -> str:
     rates = f"{_mbps(link.uplink_bps)} Mbit/s up, {_mbps(link.downlink_bps)} down"
     spoken_link = f"link {rates}, {link.overhead_s:.2g} s beside"
     if machine is None:

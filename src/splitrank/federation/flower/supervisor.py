@@ -1,6 +1,6 @@
 """A client's machine: starts its worker, its SuperNode and its way to the server, and starts again whichever ends.
 
-    python -m splitrank.federation.flower.station CLIENT.toml
+    python -m splitrank.federation.flower.supervisor CLIENT.toml
 
 SIGINT, SIGTERM and SIGHUP stop them all.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 from splitrank.errors import InputError
-from splitrank.federation.flower.own_settings import SECRETS, OwnSettings, read_own_settings
-from splitrank.federation.flower.tunnel import tunnel_command
+from splitrank.federation.flower.client_config import SECRETS, ClientConfig, read_client_config
+from splitrank.federation.flower.client_proxy import client_proxy_command
 from splitrank.files import try_lock
 from splitrank.progress import say
 
@@ -40,7 +40,7 @@ _LOOK_EVERY_S = 0.5
 _START_AGAIN_AFTER_S = 3.0
 
 
-def commands(own: OwnSettings, file: Path) -> dict[str, list[str]]:
+def commands(own: ClientConfig, file: Path) -> dict[str, list[str]]:
     """The commands of a client's processes, by name, in the order in which to start them.
 
     Raises:
@@ -78,7 +78,7 @@ def commands(own: OwnSettings, file: Path) -> dict[str, list[str]]:
     ):
         supernode += [option, str(own.folder / node[key])]
     return {
-        "nginx": tunnel_command(own),
+        "nginx": client_proxy_command(own),
         "worker": worker,
         "SuperNode": [*supernode, "--superlink", f"127.0.0.1:{own.proxy_port}"],
     }
@@ -98,7 +98,7 @@ def main() -> None:
     """Keep a client's processes going until stopped."""
     file = Path(sys.argv[1])
     try:
-        own = read_own_settings(file)
+        own = read_client_config(file)
         to_run = commands(own, file)
         if (lock := try_lock(own.folder / ".lock")) is None:
             raise InputError(f"{own.folder} must not be in use, but another station runs there; stop it first")
