@@ -24,7 +24,7 @@ from splitrank.planning.plan import OPTIMAL_SOLVERS, Method
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 SOURCE = Path(splitrank.__file__).parent
-GROUND = {"config", "errors", "files", "placement", "progress", "records", "streams", "traits", "units"}
+GROUND = {"config", "errors", "files", "logs", "placement", "progress", "records", "streams", "traits", "units"}
 ALLOWED = {
     "planning": {"planning", *GROUND} - {"config"},  # kernels take arrays and small dataclasses
     "learning": {"learning", *GROUND} - {"config"},

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from splitrank.errors import InputError, RunError
+from splitrank.logs import show_log
+from splitrank.progress import show_bars
 
 app = typer.Typer(
     name="splitrank",
@@ -99,7 +101,8 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    show_log()
+    show_bars()
 
 
 @app.command()
@@ -161,6 +164,7 @@ def run(
             from splitrank.federation.export_forms import export_folder
             from splitrank.federation.loop import run as run_rounds
             from splitrank.federation.round_lines import round_lines
+            from splitrank.federation.tracking import tracked
             from splitrank.progress import track
 
         if resume:
@@ -169,7 +173,7 @@ def run(
         assert settings is not None
         with nullcontext(out) if out else run_folder.next_free_folder(Path(config or "offline").stem) as folder:
             done = run_folder.num_recorded(folder) if resume else 0
-            rounds = run_rounds(settings, folder, resume=resume)
+            rounds = tracked(run_rounds(settings, folder, resume=resume), settings.run.tracking, folder)
             shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings)
             try:
                 for line in track(shown, "rounds", total=settings.federation.rounds + 1, done=done):

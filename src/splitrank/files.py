@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from splitrank.progress import say
+_LOG = logging.getLogger("splitrank")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -100,7 +101,7 @@ def wait_for_lock(path: Path, *, shared: bool = False, notice: str | None = None
     """Lock ``path`` as :func:`try_lock` does, waiting for other processes; if it must, it says ``notice`` once."""
     while (lock := try_lock(path, shared=shared)) is None:
         if notice is not None:
-            say(notice)
+            _LOG.info(notice)
             notice = None
         time.sleep(0.1)
     return lock

@@ -1,4 +1,4 @@
-"""What a person sees while the program works: bars on a terminal's stderr, plain lines elsewhere, results on stdout."""
+"""Progress bars on a terminal's stderr, shown by the commands and not by the library."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def say(message: str) -> None:
-    """Print one line of news on stderr."""
-    print(message, file=sys.stderr, flush=True)
+_shows_bars = False
+
+
+def show_bars() -> None:
+    """Show bars from now on, as the commands do; a library that is only imported shows none."""
+    global _shows_bars
+    _shows_bars = True
 
 
 @cache
@@ -27,11 +31,12 @@ def _console() -> Console:
 
 
 def track(items: Iterable[T], description: str, total: int, *, done: int = 0) -> Iterator[T]:
-    """Yield ``items`` under a progress bar that vanishes when they are done; without a terminal just yield them.
+    """Yield ``items`` under a progress bar that vanishes when they are done; without a terminal, or where nobody
+    asked for bars, just yield them.
 
     Bars nest. ``done`` of the ``total`` items were finished before.
     """
-    if not _console().is_terminal:
+    if not (_shows_bars and _console().is_terminal):
         yield from items
         return
     from rich.progress import (

@@ -121,12 +121,13 @@ def test_texts_stay_unread_for_a_server_with_another_model(file, tiny_settings):
     assert reason.startswith("the frozen weights must be those of the server")
 
 
-def test_plaintext_is_asked_for_and_warned_of(file, capsys):
+def test_plaintext_is_asked_for_and_warned_of(file, caplog):
     file.write_text(file.read_text().replace("[node]", "[node]\nplaintext = true"))
     started = commands(read_client_config(file), file)
     assert list(started) == ["worker", "SuperNode"]
     assert started["SuperNode"][-3:] == ["--superlink", "192.0.2.1:9092", "--insecure"]
-    assert "Warning: node.plaintext is on" in capsys.readouterr().err
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "node.plaintext is on" in caplog.text
 
 
 def test_nginx_is_asked_for(file, monkeypatch):

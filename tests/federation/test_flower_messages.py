@@ -106,7 +106,7 @@ def test_an_honest_update_passes(clients, start, honest):
         ({"train_loss": None}, "train_loss must be a finite number, got None"),
         ({"train_loss": 10**400}, "header must be JSON, its whole numbers of 64 bits at most"),
         ({"train_loss": "x" * 2_000_000}, "header must be a text of at most a million characters"),
-        ({"protocol": 1}, "protocol must be 2, got 1; install the same splitrank on every machine"),
+        ({"protocol": 1}, "protocol must be 3, got 1; install the same splitrank on every machine"),
         ({"codec": "int8"}, "codec must be 'float32', got 'int8'"),
         ({"turn": TURN + 1}, "turn must be 2, got 3"),
         ({"tensors": []}, "tensors must have ['head/classifier.dense.bias', [32]], got None"),

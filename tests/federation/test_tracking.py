@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from splitrank import load_config, run
+from splitrank import Config, load_config, run
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.tracking import scalars, tracked
@@ -34,7 +35,11 @@ def without_wall(folder: Path) -> list[dict]:
 
 
 def run_all(config_file: Path, out: Path, *overrides: str) -> list[RoundRecord]:
-    return list(run(load_config(str(config_file), overrides), out))
+    return list(rounds_of(load_config(str(config_file), overrides), out))
+
+
+def rounds_of(config: Config, out: Path, *, resume: bool = False) -> Iterator[RoundRecord]:
+    return tracked(run(config, out, resume=resume), config.run.tracking, out)
 
 
 def in_tensorboard(folder: Path) -> dict[tuple[str, int], list[float]]:
@@ -117,14 +122,14 @@ def test_tensorboard_shows_the_records(tiny_config, tmp_path):
 def test_a_resumed_run_shows_every_round_once(tiny_config, tmp_path):
     out = tmp_path / "run"
     config = load_config(str(tiny_config), ["run.tracking=tensorboard"])
-    rounds = run(config, out)
+    rounds = rounds_of(config, out)
     for _ in range(3):  # rounds 0 to 2
         next(rounds)
     rounds.close()
     # As after a crash between logging a round and its checkpoint: round 2 is done, and logged, again.
     shutil.rmtree(sorted((out / "checkpoint").iterdir())[-1])
     config = run_folder.resumed_config(out, None, ["federation.rounds=5"])
-    assert [record.round for record in run(config, out, resume=True)] == [2, 3, 4, 5]
+    assert [record.round for record in rounds_of(config, out, resume=True)] == [2, 3, 4, 5]
     assert in_tensorboard(out) == expected(out, np.float32)
     assert len(records_of(out)) == 6
 
@@ -136,7 +141,7 @@ def test_mlflow_keeps_the_records_in_the_run_folder(tiny_config, tmp_path, monke
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "run"
     config = load_config(str(tiny_config), ["run.tracking=mlflow"])
-    rounds = run(config, out)
+    rounds = rounds_of(config, out)
     for _ in range(3):  # rounds 0 to 2
         next(rounds)
     rounds.close()
@@ -145,7 +150,7 @@ def test_mlflow_keeps_the_records_in_the_run_folder(tiny_config, tmp_path, monke
     assert tracked_run.info.status == "KILLED"
     # As after a crash between logging a round and its checkpoint.
     shutil.rmtree(sorted((out / "checkpoint").iterdir())[-1])
-    assert [record.round for record in run(config, out, resume=True)] == [2, 3, 4]
+    assert [record.round for record in rounds_of(config, out, resume=True)] == [2, 3, 4]
 
     [tracked_run] = mlflow_runs(uri)
     assert tracked_run.info.status == "FINISHED"
@@ -183,7 +188,10 @@ def test_an_mlflow_that_refuses_leaves_a_run_that_resumes(tiny_config, tmp_path,
         run_all(tiny_config, tmp_path / "run", "run.tracking=mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     config = run_folder.resumed_config(tmp_path / "run", None, [])
-    assert [record.round for record in run(config, tmp_path / "run", resume=True)] == [0, 1, 2, 3, 4]
+    assert [record.round for record in rounds_of(config, tmp_path / "run", resume=True)] == [1, 2, 3, 4]
+    uri = f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}"
+    [tracked_run] = mlflow_runs(uri)
+    assert in_mlflow(uri, tracked_run.info.run_id) == expected(tmp_path / "run")  # round 0 was made up for
 
 
 @pytest.mark.parametrize(("tracking", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")])
@@ -197,8 +205,7 @@ def test_a_missing_package_is_named_before_anything_is_done(tracking, module, ti
 
 @pytest.mark.extras
 def test_nothing_is_written_before_the_first_record(tmp_path):
-    with tracked("tensorboard", tmp_path):
-        pass
+    assert list(tracked((record for record in ()), "tensorboard", tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from splitrank.errors import InputError, RunError
 from splitrank.federation.state import State
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.learning.adapters.adapter import Adapter
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 FORMAT = 2
 """Of checkpoints: raised when what they hold, or what it means, changes."""
@@ -110,7 +112,7 @@ class Checkpoints:
                 if isinstance(error, KeyError):
                     problem = f"{self._folder(round)} lacks {error}"
                 damaged.append(problem)
-                say(f"Warning: {problem}; falling back to the checkpoint before.")
+                _LOG.warning(f"{problem}; falling back to the checkpoint before.")
                 continue
             if settings_sha256 != _settings_digest(config):
                 raise InputError(f"{self.run / 'config.toml'} was changed since the run started; start a new run")

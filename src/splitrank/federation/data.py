@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from splitrank.config import Config
 from splitrank.learning.data import TextData, load_hub, load_path, take_rows
 from splitrank.learning.docstrings import load_docstrings
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 OFFLINE_DATA = "docstrings"
 """``data.name`` of the texts that any installation has."""
@@ -16,7 +18,7 @@ OFFLINE_DATA = "docstrings"
 def load_data(config: Config) -> TextData:
     """Load the texts that the settings name, cut to ``data.train_rows`` and ``data.test_rows``."""
     table, seed = config.data, config.run.seed
-    say(f"Reading the texts: {table.path or table.name}.")
+    _LOG.info(f"Reading the texts: {table.path or table.name}.")
     text = list(table.text) if table.text else None
     if table.path is not None:
         data = load_path(Path(table.path), text=text, label=table.label, test_share=table.test_share, seed=seed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -28,10 +29,10 @@ from splitrank.federation.model import method_of
 from splitrank.federation.rounds import run_round
 from splitrank.federation.run_folder import RunFolder
 from splitrank.federation.state import State
-from splitrank.federation.tracking import tracked
 from splitrank.learning.aggregation.rules import RULES
-from splitrank.progress import say
 from splitrank.records import RoundRecord
+
+_LOG = logging.getLogger("splitrank")
 
 _PACKAGES = ("splitrank", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "tokenizers", "safetensors")
 
@@ -47,7 +48,7 @@ def run(
     *,
     resume: bool = False,
     connect: Callable[[Config], Clients] = make_clients_of,
-) -> Iterator[RoundRecord]:
+) -> Generator[RoundRecord]:
     """Run a federation and yield each round's record once it is safe on disk, round 0 first.
 
     Breaking off at any moment, by exception, signal or power cut, leaves a folder that ``resume=True`` continues to
@@ -70,7 +71,6 @@ def run(
             _check_resumable(folder)
         else:
             run_folder.check_new(out)
-        log = held.enter_context(tracked(config.run.tracking, out))
         clients = connect(config)
         config = clients.config
         held.callback(clients.close)
@@ -80,30 +80,27 @@ def run(
         else:
             folder, state = run_folder.create(out, config, manifest), None
             held.callback(folder.close)
-        say(export_sentence(config))
+        _LOG.info(export_sentence(config))
         if state is None:
             state, record = _round_zero(clients)
-            _keep(folder, state, record, config, log)
+            _keep(folder, state, record, config)
             yield record
         else:
             record = folder.last_record()
         target = config.federation.target_accuracy
         while state.round < config.federation.rounds and not (target is not None and record.accuracy >= target):
             state, record = run_round(state, clients)
-            _keep(folder, state, record, config, log)
+            _keep(folder, state, record, config)
             yield record
         if state.turn == 0:
-            say("Warning: no client could take part in any round, so the adapter is untrained; loosen the budgets.")
+            _LOG.warning("no client could take part in any round, so the adapter is untrained; loosen the budgets.")
         if clients.run_id is not None:  # what is personal stays on the clients, of which the state has digests only
             state = replace(state, local={})
         export(clients.model, state, out)
 
 
-def _keep(
-    folder: RunFolder, state: State, record: RoundRecord, config: Config, log: Callable[[RoundRecord], None]
-) -> None:
+def _keep(folder: RunFolder, state: State, record: RoundRecord, config: Config) -> None:
     folder.append(record)
-    log(record)
     folder.checkpoints.save(state, config)
 
 
@@ -191,7 +188,7 @@ def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) 
     for key in ("versions", "hardware"):
         changed = [name for name, value in manifest[key].items() if before[key].get(name) != value]
         if changed:
-            say(f"Warning: {', '.join(changed)} changed since the run started; from here on its bits may differ.")
+            _LOG.warning(f"{', '.join(changed)} changed since the run started; from here on its bits may differ.")
     state = folder.checkpoints.load(config)
     resumed = [
         *(before["resumed"] if isinstance(before.get("resumed"), list) else []),
@@ -200,7 +197,7 @@ def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) 
     folder.write_manifest({**before, "resumed": resumed})
     run_folder.update_config(folder, config)
     if state is None:
-        say("No round was finished yet; starting from the beginning.")
+        _LOG.info("No round was finished yet; starting from the beginning.")
     else:
-        say(f"Resuming after round {state.round}.")
+        _LOG.info(f"Resuming after round {state.round}.")
     return state

@@ -6,6 +6,7 @@ client of a node, or the server, which only evaluates.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision,
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
 from splitrank.planning.flops import EncoderShape
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +183,7 @@ def load_model(config: Config, label_names: Sequence[str], method: Method | None
         raise ConfigError(
             [f"model.num_labels must be {len(label_names)}, the classes of the data, got {config.model.num_labels}"]
         )
-    say(f"Loading {config.model.name}.")
+    _LOG.info(f"Loading {config.model.name}.")
     device = _device()
     encoder = load_encoder(
         config.model.name,

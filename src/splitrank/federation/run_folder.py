@@ -52,8 +52,7 @@ class RunFolder:
 
     def last_record(self) -> RoundRecord:
         """Return the newest record; its accuracy is not a number where nobody could tell it."""
-        fields = json.loads(self.records.read_bytes().splitlines()[-1])
-        return RoundRecord(**{**fields, "accuracy": math.nan if fields["accuracy"] is None else fields["accuracy"]})
+        return read_records(self.path)[-1]
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -96,6 +95,14 @@ def _made(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def read_records(path: Path) -> list[RoundRecord]:
+    """Return the records of a run folder; an accuracy that nobody could tell is not a number."""
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_bytes().splitlines()]
+    return [
+        RoundRecord(**{**one, "accuracy": math.nan if one["accuracy"] is None else one["accuracy"]}) for one in lines
+    ]
 
 
 def num_recorded(path: Path) -> int:

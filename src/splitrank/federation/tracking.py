@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from splitrank.config import flatten, read_toml
 from splitrank.errors import InputError, RunError
+from splitrank.federation.run_folder import read_records
 from splitrank.files import write_atomically
 from splitrank.records import RoundRecord, finite
 
@@ -19,26 +20,32 @@ Tracking = Literal["none", "tensorboard", "mlflow"]
 Log = Callable[[RoundRecord], None]
 
 
-@contextmanager
-def tracked(tracking: Tracking, out: Path) -> Iterator[Log]:
-    """Give a function that logs a round's record, for as long as the run lasts.
+def tracked(rounds: Generator[RoundRecord], tracking: Tracking, out: Path) -> Iterator[RoundRecord]:
+    """Yield the records of a run, each once its numbers are in TensorBoard or MLflow, too.
 
-    Nothing is written before the first record, whose round also tells where a resumed run goes on; what was logged
-    of that round and later ones before an interruption is replaced or left as it is, never doubled.
+    What is on record of earlier rounds of a resumed run is logged first where it is missing, and never doubled.
+    Nothing is written before the first record.
 
     Args:
-        tracking: where to; ``"none"`` gives a function that does nothing.
+        rounds: the run.
+        tracking: where to; with ``"none"`` the records pass as they are.
         out: the run folder; TensorBoard's files go to ``out/tensorboard``, MLflow's to ``out/mlflow`` unless
             MLflow's own setting (MLFLOW_TRACKING_URI) names another place.
 
     Raises:
-        InputError: the package is not installed; before anything is written.
+        InputError: the package is not installed; before anything is done.
+        RunError: MLflow takes no numbers; the run can be resumed.
     """
     if tracking == "none":
-        yield lambda record: None
+        yield from rounds
         return
-    with _tensorboard(out) if tracking == "tensorboard" else _mlflow(out) as log:
-        yield log
+    with _tensorboard(out) if tracking == "tensorboard" else _mlflow(out) as log, closing(rounds):
+        is_first = True
+        for record in rounds:
+            for one in read_records(out) if is_first else [record]:
+                log(one)
+            is_first = False
+            yield record
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
@@ -77,7 +84,7 @@ def _tensorboard(out: Path) -> Iterator[Log]:
         def log(record: RoundRecord) -> None:
             nonlocal writer
             if writer is None:
-                # What an interrupted run had logged from this round on is hidden.
+                # What an interrupted run had logged is hidden: all of it is logged anew.
                 writer = tensorboard.SummaryWriter(str(out / "tensorboard"), purge_step=record.round)
                 held.callback(writer.close)
             for name, value in scalars(record).items():

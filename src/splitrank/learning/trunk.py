@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,9 @@ from splitrank.errors import InputError
 from splitrank.files import folder_built_atomically, try_lock, wait_for_lock
 from splitrank.learning.encoder import Encoder
 from splitrank.learning.layer import num_rows
-from splitrank.progress import say, track
+from splitrank.progress import track
+
+_LOG = logging.getLogger("splitrank")
 
 BATCH_TOKENS = 8192
 """Padded tokens that are computed at a time, in the trunk and in evaluation [tokens]."""
@@ -193,7 +196,7 @@ def _build(
     row_bytes = encoder.hidden_size * encoder.precision.itemsize
     batches = list(length_batches(lengths, BATCH_TOKENS))
     size_mb = int(lengths.sum()) * row_bytes / 1e6
-    say(f"Computing the frozen trunk's output of {len(texts):,} {what} once ({size_mb:,.0f} MB).")
+    _LOG.info(f"Computing the frozen trunk's output of {len(texts):,} {what} once ({size_mb:,.0f} MB).")
     try:
         with folder_built_atomically(folder) as building, (building / "hidden_states.bin").open("wb") as file:
             for batch in track(batches, f"trunk output, {what}", total=len(batches)):

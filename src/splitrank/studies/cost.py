@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import subprocess
 import sys
@@ -26,10 +27,11 @@ from splitrank.learning.adapters.method import attach, initial, load, trained_he
 from splitrank.learning.encoder import Encoder, load_encoder, quiet_transformers, resolve_precision
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import trunk_cycles
-from splitrank.progress import say
 from splitrank.studies.reproduce import DRAWS, mean_planned_rank
 from splitrank.studies.sweep import Member
 from splitrank.traits import METHOD_TRAITS
+
+_LOG = logging.getLogger("splitrank")
 
 CALIBRATION_S = 20.0
 _BATCH = 32
@@ -182,7 +184,7 @@ def _random_encoder(config: Config, shape: EncoderShape, tokens: int) -> Encoder
 
 def dry_run(experiments: Mapping[str, Sequence[Member]], jobs: int) -> Iterator[str]:
     """Yield a table: for each experiment its members, operations, cache, and hours on this machine with ``jobs``."""
-    say(f"Calibrating for {CALIBRATION_S:.0f} seconds.")
+    _LOG.info(f"Calibrating for {CALIBRATION_S:.0f} seconds.")
     configs = [member.config for members in experiments.values() for member in members]
     speed = calibrate(max(configs, key=lambda config: member_cost(config).trunk_flops))
     yield "experiment  members  texts trained       PFLOP    cache GB   hours here"

@@ -8,6 +8,7 @@ where and beside what it ran.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -25,10 +26,11 @@ from splitrank.errors import ConfigError, InputError
 from splitrank.federation.export_forms import export_folder
 from splitrank.federation.run_folder import resumed_config
 from splitrank.files import folder_built_atomically, write_atomically
-from splitrank.progress import say
 from splitrank.studies.recorded import read_run
 from splitrank.studies.results import member_line
 from splitrank.studies.sweep import Member
+
+_LOG = logging.getLogger("splitrank")
 
 _BAD_INPUT = 2
 _TIMES_A_LOST_WORKER_IS_REPLACED = 3
@@ -126,7 +128,7 @@ def run_members(members: Sequence[Member], folder: Path, jobs: int, ray_address:
         else:
             failed.append(outcome)
     for outcome in failed:
-        say(f"{outcome.member.name} failed ({outcome.said}); trying it again, alone.")
+        _LOG.info(f"{outcome.member.name} failed ({outcome.said}); trying it again, alone.")
         yield from (
             _on_ray([outcome.member], folder, ray_address) if ray_address else _locally([outcome.member], folder, 1)
         )

@@ -15,6 +15,8 @@ from splitrank.config import load_config
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.loop import run
+from splitrank.federation.tracking import tracked
+from splitrank.logs import show_log
 
 _MAX_MESSAGE = 1000
 
@@ -29,11 +31,12 @@ def run_member(settings: Path, folder: Path) -> None:
     begun = (folder / "config.toml").is_file()
     if begun:
         config = run_folder.resumed_config(folder, config, [])
-    for record in run(config, folder, resume=begun):
+    for record in tracked(run(config, folder, resume=begun), config.run.tracking, folder):
         print(f"round {record.round}: {100 * record.accuracy:.1f} %", flush=True)
 
 
 def main() -> None:
+    show_log()
     settings, folder = sys.argv[1:]
     try:
         run_member(Path(settings), Path(folder))

@@ -6,6 +6,7 @@ It opens without a network. Runs that differ in nothing but the seed are drawn a
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -19,13 +20,14 @@ from splitrank.config import flatten, plain_values
 from splitrank.errors import InputError
 from splitrank.federation.export_forms import export_folder, export_text
 from splitrank.files import write_atomically
-from splitrank.progress import say
 from splitrank.studies.recorded import RecordedRun, read_run
 from splitrank.studies.report_charts import charts_of
 from splitrank.studies.report_page import MISSING, NO_RANK, Cell, Table, page
 from splitrank.studies.report_series import ACCURACY, BITS, Line, plain
 from splitrank.studies.sweep import member_name
 from splitrank.studies.totals import best_accuracy, has_rank, last_accuracy, mean_rank, numbers, slowest, total
+
+_LOG = logging.getLogger("splitrank")
 
 _MEMBERS = "members"
 _MAX_SHOWN_VALUE = 80
@@ -103,7 +105,7 @@ def _run_folders(folder: Path) -> list[Path]:
     found = [entry for entry in members.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     begun = [entry for entry in found if (entry / "rounds.jsonl").is_file()]
     for entry in set(found) - set(begun):
-        say(f"{entry.name} has no round yet and is left out.")
+        _LOG.info(f"{entry.name} has no round yet and is left out.")
     return sorted(begun, key=lambda entry: _natural_order(entry.name))
 
 

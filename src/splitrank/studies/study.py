@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from splitrank.errors import InputError, RunError
 from splitrank.files import try_lock
-from splitrank.progress import say, track
+from splitrank.progress import track
 from splitrank.studies.execution import is_finished, prepare, run_members
 from splitrank.studies.recorded import RecordedRun, read_run
 from splitrank.studies.report import write_report
 from splitrank.studies.results import table_of, write_table
 from splitrank.studies.sweep import Member
+
+_LOG = logging.getLogger("splitrank")
 
 
 def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray_address: str | None) -> Iterator[str]:
@@ -33,10 +36,10 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
         raise InputError(f"{out} must not be in use, but another process runs members in it; wait for it or stop it")
     with lock:
         if len(missing) < len(members):
-            say(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
+            _LOG.info(f"{len(members) - len(missing)} of {len(members)} members were finished before.")
         if missing:
             where = f"on Ray at {ray_address}" if ray_address else f"{min(jobs, len(missing))} at a time"
-            say(f"To run: {len(missing)}, {where}; settings, logs and run folders are in {folder}.")
+            _LOG.info(f"To run: {len(missing)}, {where}; settings, logs and run folders are in {folder}.")
         failed = []
         for outcome in track(run_members(missing, folder, jobs, ray_address), title, total=len(missing)):
             name, took = outcome.member.name, f"{outcome.process_s:6.0f} s"
@@ -48,7 +51,7 @@ def complete(members: Sequence[Member], out: Path, title: str, *, jobs: int, ray
                 yield f"   failed {took}  {name}"
         _write_results(members, out, title)
     if missing:
-        say(f"Finished {len(missing) - len(failed)} in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
+        _LOG.info(f"Finished {len(missing) - len(failed)} in {(time.perf_counter() - started_s) / 60:.1f} minutes.")
     if failed:
         raise RunError(
             "\n".join([f"{len(failed)} of {len(members)} members failed; the same command tries them again:", *failed])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,8 @@ from splitrank.learning.data import TextData
 from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.plan import Plan, make_plan
 from splitrank.planning.problem import Problem
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +177,7 @@ class FlowerClients:
             has_personal=self.config.model.head == "local",
         )
         if isinstance(checked, NoUpdate):
-            say(f"Round {state.round + 1}, client {client}: {checked.reason}")
+            _LOG.info(f"Round {state.round + 1}, client {client}: {checked.reason}")
         return replace(checked, wall={**checked.wall, **wall_of(reply, node.machine)})
 
 
@@ -199,7 +201,7 @@ def ask_for_ranks(roster: Roster, problem: Problem, state: State) -> NDArray[np.
         if is_count(told) and told <= problem.rank_cap[client]:
             max_rank[client] = told
         else:
-            say(f"Round {round}, client {client}: no rank: {reply.failure or told}")
+            _LOG.info(f"Round {round}, client {client}: no rank: {reply.failure or told}")
     return max_rank
 
 
@@ -231,7 +233,7 @@ def evaluate_on_clients(roster: Roster, rule: Rule, state: State) -> Evaluation:
             num_evaluated += 1
             told += [(hits, loss_sum, count)] if count else []
         else:
-            say(f"Round {state.round}, client {client}: not evaluated: {reply.failure or reply.header}"[:1000])
+            _LOG.info(f"Round {state.round}, client {client}: not evaluated: {reply.failure or reply.header}"[:1000])
     if num_evaluated and not told and state.round == 0:
         raise RunError(
             "At least one client must have test texts where something is personal, got none; "

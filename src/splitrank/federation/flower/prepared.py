@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +26,8 @@ from splitrank.learning.partition import partition_iid
 from splitrank.learning.stratified import hold_out
 from splitrank.learning.text_rules import Split
 from splitrank.learning.trunk import TrunkOutputs
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +80,11 @@ class Prepared:
     def estimate(self, client: int) -> DeviceEstimate:
         """Return what this machine is, measured when it joins and kept running by the rounds."""
         if client not in self.machines:
-            say("Measuring this machine.")
+            _LOG.info("Measuring this machine.")
             share = self.training
             measured = profile_device(self.model, self.rule, share.outputs, share.rows[client], share.labels, client)
             self.machines[client] = DeviceEstimate(measured)
-            say(f"{measured}")
+            _LOG.info(f"{measured}")
         return self.machines[client]
 
 
@@ -113,7 +115,7 @@ def prepare(own: ClientConfig | None, settings: Header, labels: list[str], trunk
         try:
             training, test = _own_texts(config, model, labels, own.client)
         except InputError as error:
-            say(f"{error}")  # here alone: such a sentence may quote a text
+            _LOG.info(f"{error}")  # here alone: such a sentence may quote a text
             raise InputError("its texts cannot be used; the client's own log tells why") from None
     rule = RULES[config.federation.aggregation]
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())

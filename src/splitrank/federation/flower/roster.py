@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from splitrank.federation.flower.links import PROBE_FLOATS, Link, ProbeResult, e
 from splitrank.federation.flower.messenger import Messenger, Reply
 from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count
 from splitrank.federation.texts import TextStats
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 _LOOK_EVERY_S = 0.5
 _MAX_PROBE_S = 300.0
@@ -125,7 +127,7 @@ class Roster:
             if len(self.present) >= least:
                 return True
             if not said:
-                say(f"{len(self.present)} of {least} clients are there; waiting for the others.")
+                _LOG.info(f"{len(self.present)} of {least} clients are there; waiting for the others.")
                 said = True
             if time.monotonic() - started_s > wait_s:
                 return False
@@ -135,7 +137,7 @@ class Roster:
         """Forget nodes that went, and ask those that came, or came back, what they have."""
         for client, node in list(self.present.items()):
             if node.node not in online:
-                say(f"Client {client} has gone.")
+                _LOG.info(f"Client {client} has gone.")
                 del self.present[client]
         self.messenger.asked.intersection_update(online)
         new = online - {node.node for node in self.present.values()} - self.messenger.asked
@@ -146,32 +148,34 @@ class Roster:
         """Take a node in as the client that it says it is, if it may be; return whether it was."""
         num_clients = self.config.federation.num_clients
         if reply.failure is not None:
-            say(f"A node could not join: {reply.failure}")
+            _LOG.info(f"A node could not join: {reply.failure}")
             return False
         numbers = [reply.header.get(name) for name in ("client", *_AMOUNTS)]
         client, *amounts = (number if is_count(number) else -1 for number in numbers)
         if not 0 <= client < num_clients or min(amounts) < 1:
-            say(f"A node was refused: a client's number must be below {num_clients} and its amounts of text positive.")
+            _LOG.info(
+                f"A node was refused: a client's number must be below {num_clients} and its amounts of text positive."
+            )
             return False
         if client in self.present and self.present[client].node == node:
             return True  # it was asked again while its first answer was on the way
         if client in self.present:
-            say(f"A node was refused: another one already stands for client {client}.")
+            _LOG.info(f"A node was refused: another one already stands for client {client}.")
             return False
         machine = link = None
         if self.measures:
             machine = None if self.asks_for_ranks else profile_from(reply.header.get("machine"))
-            say(f"Client {client}: measuring its link.")
+            _LOG.info(f"Client {client}: measuring its link.")
             link = self._measured_link(node) if machine or self.asks_for_ranks else None
             if link is None:
-                say(f"A node was refused: client {client} or its link could not be measured.")
+                _LOG.info(f"A node was refused: client {client} or its link could not be measured.")
                 return False
-            say(f"Client {client}: {_describe(machine, link)}")
+            _LOG.info(f"Client {client}: {_describe(machine, link)}")
         told = reply.header.get("test_samples")
         test_samples = told if is_count(told) else 0
         joined = Node(node, (amounts[0], amounts[1], amounts[2]), machine, link, test_samples)
         self.present[client] = self.known[client] = joined
-        say(f"Client {client} joined with {amounts[0]} texts.")
+        _LOG.info(f"Client {client} joined with {amounts[0]} texts.")
         return True
 
     def _measured_link(self, node: int) -> Link | None:
@@ -185,7 +189,7 @@ class Roster:
             replies = self.messenger.exchange(requests, MessageType.QUERY, group="probe", wait_s=_MAX_PROBE_S)
             failures = [reply.failure for reply in replies if reply.failure is not None]
             if failures:
-                say(f"A probe failed: {failures[0]}")
+                _LOG.info(f"A probe failed: {failures[0]}")
                 return None
             found, is_enough = estimate_link(replies, length, before.short_s if before else math.inf)
             if is_enough and before is not None and found.agrees_with(before):

@@ -8,6 +8,7 @@ run was begun is gone on with.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -27,10 +28,13 @@ from splitrank.federation.flower.flower_clients import FlowerClients, connect
 from splitrank.federation.flower.messenger import look_often
 from splitrank.federation.loop import run
 from splitrank.federation.round_lines import round_lines
+from splitrank.federation.tracking import tracked
 from splitrank.files import try_lock
 from splitrank.learning.data import TextData, load_split, text_data
 from splitrank.learning.text_rules import Split
-from splitrank.progress import say
+from splitrank.logs import show_log
+
+_LOG = logging.getLogger("splitrank")
 
 # A ServerApp that lost its SuperLink may live for some seconds more and still hold the folder.
 _WAIT_FOR_FOLDER_S = 60.0
@@ -42,6 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation over Flower's nodes until its last round or its target."""
     Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     look_often()
+    show_log(with_time=True)
     del sys.argv[1:]  # Flower's, a token among them, which manifest.json must not keep
     try:
         _run(grid, context)
@@ -56,7 +61,7 @@ def _run(grid: Grid, context: Context) -> None:
         raise InputError(f'clients must be "own" or "shards", got {clients_have!r}')
     resume = (out / "config.toml").exists()
     if resume:
-        say(f"{out} holds a run already; going on with it.")
+        _LOG.info(f"{out} holds a run already; going on with it.")
         _wait_until_free(out)
     asked = load_config(source)
     run_id = run_folder.run_id(out) if resume else secrets.token_hex(16)
@@ -66,15 +71,16 @@ def _run(grid: Grid, context: Context) -> None:
         data = load_data(config) if clients_have == "shards" else _test_data(config)
         return connect(grid, config, data, tell_data=clients_have == "shards", run_id=run_id)
 
-    for line in round_lines(run(config, out, resume=resume, connect=nodes), config):
-        say(line)
+    rounds = tracked(run(config, out, resume=resume, connect=nodes), config.run.tracking, out)
+    for line in round_lines(rounds, config):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _end_with_parent(parent: int) -> None:
     """End as soon as the SuperLink's side has: Flower's grid would look for it for ever, with the folder held."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    say("The SuperLink has gone; start it and the run again, which goes on after its last finished round.")
+    _LOG.info("The SuperLink has gone; start it and the run again, which goes on after its last finished round.")
     os._exit(1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,7 +23,9 @@ from splitrank.errors import InputError
 from splitrank.federation.flower.client_config import SECRETS, ClientConfig, read_client_config
 from splitrank.federation.flower.client_proxy import client_proxy_command
 from splitrank.files import try_lock
-from splitrank.progress import say
+from splitrank.logs import show_log
+
+_LOG = logging.getLogger("splitrank")
 
 # No reports home, no look for newer versions, no installation of packages when an app starts, a quick look for tasks;
 # and arrays in pieces that a slow link carries within the 30 s that Flower gives a request.
@@ -56,7 +59,7 @@ def commands(own: ClientConfig, file: Path) -> dict[str, list[str]]:
         )
     supernode = ["flower-supernode", "--node-config", f"worker={json.dumps(str(own.socket))}", "--port", str(own.port)]
     if node.get("plaintext") is True:
-        say("Warning: node.plaintext is on; everybody on the way reads and changes what is sent. For trials only.")
+        _LOG.warning("node.plaintext is on; everybody on the way reads and changes what is sent. For trials only.")
         return {"worker": worker, "SuperNode": [*supernode, "--superlink", node["server"], "--insecure"]}
     missing = [key for key in SECRETS if key not in node]
     if missing:
@@ -96,14 +99,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Keep a client's processes going until stopped."""
+    show_log(with_time=True)
     file = Path(sys.argv[1])
     try:
         own = read_client_config(file)
+        show_log(client=own.client, with_time=True)
         to_run = commands(own, file)
         if (lock := try_lock(own.folder / ".lock")) is None:
-            raise InputError(f"{own.folder} must not be in use, but another station runs there; stop it first")
+            raise InputError(f"{own.folder} must not be in use, but another supervisor runs there; stop it first")
     except InputError as error:
-        say(f"Error: {error}")
+        _LOG.error(str(error))
         sys.exit(2)
     running: dict[str, subprocess.Popen[bytes]] = {}
     for number in _SIGNALS:
@@ -116,12 +121,12 @@ def main() -> None:
                 if (code := process.poll()) is not None:
                     if name == "worker" and code == 2:
                         sys.exit(2)  # it has said what must be mended
-                    say(f"The {name} ended with {code}; starting it again.")
+                    _LOG.info(f"The {name} ended with {code}; starting it again.")
                     time.sleep(_START_AGAIN_AFTER_S)
                     running[name] = _started(to_run[name])
             time.sleep(_LOOK_EVERY_S)
     except _Stop:
-        say("Stopping.")
+        _LOG.info("Stopping.")
     finally:
         _end(running)
         lock.close()
@@ -133,7 +138,7 @@ def _path() -> str:
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
-    """A process of its own session, so that a terminal's Ctrl-C reaches the station alone, which ends the others."""
+    """A process of its own session, so that a terminal's Ctrl-C reaches the supervisor alone, which ends the others."""
     environment = {**os.environ, **ENVIRONMENT, "PATH": _path()}
     return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
 

@@ -11,6 +11,7 @@ Every request brings the run's settings with it, so a worker that was restarted 
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import time
@@ -40,10 +41,12 @@ from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.client import Throttle
+from splitrank.logs import show_log
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, of_clients
 from splitrank.planning.solvers.exact import exact
-from splitrank.progress import say
+
+_LOG = logging.getLogger("splitrank")
 
 MAX_PROBE_FLOATS = 4_000_000
 """Length of the longest array that a server may ask for to measure the link."""
@@ -85,7 +88,7 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             reason = f"unexpected {type(error).__name__}; the worker's log tells more"
-        say(f"Failed: {reason}")
+        _LOG.warning(f"Failed: {reason}")
         return {"kind": "failure", "reason": reason[:1000]}, NO_FLOATS
 
     def _echo(self, header: Header) -> tuple[Header, Floats]:
@@ -131,7 +134,7 @@ class Worker:
             problem = replace(problem, rank_floor=np.array([rank]), rank_ceiling=np.array([rank]))
             plan = make_plan(problem, method="exact", frequency_policy=policy)
             frequency_hz, planned_s = float(plan.frequency_hz[0]), float(plan.compute_s[0])
-        say(f"Round {round}: training at rank {rank}.")
+        _LOG.info(f"Round {round}: training at rank {rank}.")
         personal, is_lost = _personal_part(prepared, client, header)
         turn = int(header["turn"])
         task = prepared.model.task(start, State(round - 1, turn, start, {client: personal}), prepared.rule, client)
@@ -227,7 +230,7 @@ def _personal_part(prepared: Prepared, client: int, header: Header) -> tuple[Map
     kept = PersonalStore.of(header.get("run"), client).read(round, header.get("personal_sha256"))
     shapes = {name: tensor.shape for name, tensor in initial.items()}
     if kept is None or {name: tensor.shape for name, tensor in kept.items()} != shapes:
-        say(f"The personal part of round {round} is lost; starting it afresh.")
+        _LOG.info(f"The personal part of round {round} is lost; starting it afresh.")
         return initial, True
     return kept, False
 
@@ -255,17 +258,19 @@ def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
 
 def main() -> None:
     """Serve one client until stopped; ends with 2 where starting it again would not help."""
+    show_log(with_time=True)
     try:
         own = read_client_config(Path(sys.argv[1]))
+        show_log(client=own.client, with_time=True)
         worker = Worker(own)
         with worker_socket.listening(own.socket) as listener:
-            say(f"Client {own.client} is ready; its worker listens on {own.socket}.")
+            _LOG.info(f"Client {own.client} is ready; its worker listens on {own.socket}.")
             while True:
                 connection, _ = listener.accept()
                 with connection:
                     _serve(worker, connection)
     except InputError as error:
-        say(f"Error: {error}")
+        _LOG.error(str(error))
         sys.exit(2)
 
 
@@ -278,7 +283,7 @@ def _serve(worker: Worker, connection: socket.socket) -> None:
         kind = str(header.get("kind"))
         worker_socket.send(connection, *worker.answer(header, floats))
     except (OSError, EOFError, ValueError, RecursionError) as error:
-        say(f"A request ({kind}) broke off: {error}")
+        _LOG.info(f"A request ({kind}) broke off: {error}")
 
 
 if __name__ == "__main__":
