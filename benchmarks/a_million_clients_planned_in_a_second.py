@@ -51,9 +51,9 @@ def planned(config: Config, round: int) -> Plan:
     """What ``splitrank plan`` computes, but for its report."""
     shape = encoder_shape(config)
     problem = round_problem(
-        config, shape, round_workload(config, shape, nominal_text_stats(config)), round, sit_out=False
+        config, shape, round_workload(config, shape, nominal_text_stats(config)), round, require_all=True
     )
-    return plan_round(config, problem, round, sit_out=False)
+    return plan_round(config, problem, round, require_all=True)
 
 
 def timed_plans(config: Config, repeats: int) -> list[float]:
@@ -71,7 +71,7 @@ def problems_of_rounds(num_clients: int, count: int) -> list[Problem]:
     config = load_config("edge", [f"federation.num_clients={num_clients}"])
     shape = encoder_shape(config)
     workload = round_workload(config, shape, nominal_text_stats(config))
-    return [round_problem(config, shape, workload, round, sit_out=False) for round in range(1, count + 1)]
+    return [round_problem(config, shape, workload, round, require_all=True) for round in range(1, count + 1)]
 
 
 def side_by_side(problems: Sequence[Problem]) -> Problem:

@@ -91,6 +91,12 @@ def test_the_paper_preset_is_what_the_defaults_are(tmp_path):
         ("adapter.target_modules='everything'", "adapter.target_modules must be one of query-value"),
         ("model.head='big'", "model.head must be one of 'full', 'out_proj', 'frozen' or 'local', got 'big'"),
         ("data.text=[]", "data.text must be a column name or a list"),
+        ("data.encoding='klingon'", "data.encoding must be an encoding that Python knows"),
+        ("data.encoding='hex'", "data.encoding must be an encoding that Python knows"),
+        ("data.separator=';;'", "data.separator must be one character between fields"),
+        ("data.separator='\"'", "data.separator must be one character between fields"),
+        ("data.columns=['a', 'a']", "data.columns must be a list of column names that differ"),
+        ("data.config=' '", "data.config must not be empty"),
         ("adapter.method='bitfit'", "adapter.method = \"bitfit\" is not available yet; try 'lora'"),
         ("federation.aggregation='flora'", "not available yet"),
         ("split.mode='splitfed'", "split is not available yet"),
@@ -171,6 +177,11 @@ def test_an_override_drops_the_other_side_of_the_preset():
         ),
         (["model.head='frozen'", "workload.count_head=true"], "workload.count_head"),
         (["data.name='docstrings'", "data.label='x'"], "data.label"),
+        (["data.encoding='gb18030'"], "data.encoding"),
+        (["data.name='glue'", "data.separator=';'"], "data.separator"),
+        (["data.name='glue'", "data.columns=['text', 'label']"], "data.columns"),
+        (["data.path='texts'", "data.config='sst2'"], "data.config"),
+        (["data.name='docstrings'", "data.config='sst2'"], "data.config"),
     ],
 )
 def test_settings_without_effect(overrides, key):
@@ -362,3 +373,11 @@ def test_an_override_may_rob_a_key_of_the_file_of_its_effect(tmp_path, caplog):
         load_config(str(own), ["federation.rounds=2"])
     with pytest.raises(ConfigError, match=r"adapter\.scaling must have an effect"):
         load_config(str(resolved), ["adapter.method=full", "adapter.scaling=2.0"])
+
+
+def test_how_files_are_written_survives_being_written(tmp_path):
+    overrides = ["data.path=texts", "data.encoding=gb18030", "data.separator=\\t", 'data.columns=["label", "text"]']
+    config = load_config("paper", overrides)
+    assert (config.data.separator, config.data.columns) == ("\t", ("label", "text"))
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(str(tmp_path / "config.toml")) == config

@@ -1,6 +1,7 @@
 """splitrank: federated split LoRA fine-tuning of RoBERTa-class encoders under radio, time and energy budgets.
 
-Public names are resolved when first used, so that ``import splitrank`` loads neither torch nor transformers.
+Public names are resolved when first used, so that ``import splitrank`` loads neither torch nor transformers. Those of
+the planner, ``Problem``, ``Workload``, ``Affine``, ``Plan`` and ``make_plan``, need only NumPy.
 """
 
 from __future__ import annotations
@@ -18,18 +19,26 @@ if TYPE_CHECKING:
     from splitrank.federation.plan_report import plan_report
     from splitrank.federation.rounds import run_round
     from splitrank.federation.state import State
+    from splitrank.planning.plan import Plan, make_plan
+    from splitrank.planning.problem import Problem
+    from splitrank.planning.workload import Affine, Workload
     from splitrank.records import RoundRecord
 
 _HOME = {
+    "Affine": "planning.workload",
     "Config": "config",
     "ConfigError": "errors",
     "InputError": "errors",
+    "Plan": "planning.plan",
+    "Problem": "planning.problem",
     "RoundRecord": "records",
     "RunError": "errors",
     "State": "federation.state",
+    "Workload": "planning.workload",
     "load_config": "config",
     "load_data": "federation.data",
     "make_clients": "federation.in_process",
+    "make_plan": "planning.plan",
     "plan_report": "federation.plan_report",
     "predict": "federation.export",
     "run": "federation.loop",
@@ -37,15 +46,20 @@ _HOME = {
 }
 
 __all__ = [
+    "Affine",
     "Config",
     "ConfigError",
     "InputError",
+    "Plan",
+    "Problem",
     "RoundRecord",
     "RunError",
     "State",
+    "Workload",
     "load_config",
     "load_data",
     "make_clients",
+    "make_plan",
     "plan_report",
     "predict",
     "run",

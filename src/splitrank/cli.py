@@ -136,6 +136,24 @@ def plan(
 
 
 @app.command()
+def data(config: ConfigArgument = "offline", overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show what a run would make of its texts, without training: rows, classes, lengths, and what looks wrong.
+
+    CONFIG is a preset (offline, paper, edge) or a TOML file.
+    """
+    with _errors_as_exit_codes():
+        from splitrank.config import load_config
+
+        settings = load_config(config, overrides or [])
+        with _leave_at_once_when_interrupted():
+            from splitrank.federation.data import data_summary
+
+        summary = data_summary(settings)
+        lines = (*summary.reading_lines(), *summary.length_lines(), summary.worth_line())
+        print(json.dumps(summary.to_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+@app.command()
 def run(
     config: Annotated[
         str | None,
@@ -174,7 +192,7 @@ def run(
         with nullcontext(out) if out else run_folder.next_free_folder(Path(config or "offline").stem) as folder:
             done = run_folder.num_recorded(folder) if resume else 0
             rounds = tracked(run_rounds(settings, folder, resume=resume), settings.run.tracking, folder)
-            shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings)
+            shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings, folder)
             try:
                 for line in track(shown, "rounds", total=settings.federation.rounds + 1, done=done):
                     print(line, flush=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 RANK_AXIS = {"lora_A": 0, "lora_B": 1}
 """Kinds whose tensors grow with the rank, and along which axis; tensors of all other kinds have one size."""
@@ -23,7 +23,14 @@ TRAINED_ADAPTER = "default"
 
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
+Export = Literal["peft", "model"]
 Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis"]
+
+
+def _check_words(what: str, words: Collection[str], known: Any) -> None:
+    """Raise a ValueError for a word that would be without effect."""
+    if isinstance(words, str) or not set(words) <= set(get_args(known)):
+        raise ValueError(f"{what} must be among {', '.join(get_args(known))}, got {words!r}")
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,20 @@ class MethodTraits:
         export: a folder in ``"peft"``'s format, or a whole transformers ``"model"``.
         settings: keys of the table ``[adapter]`` that it reads, beside ``method`` and ``rank``.
         in_paper: whether the paper's count of operations, equation (2), is one of it.
+
+    Raises:
+        ValueError: a contract or an export that nobody knows.
     """
 
     kinds: frozenset[str]
     contract: Contract
-    export: Literal["peft", "model"]
+    export: Export
     settings: frozenset[str] = frozenset()
     in_paper: bool = False
+
+    def __post_init__(self) -> None:
+        _check_words("contract", {self.contract}, Contract)
+        _check_words("export", {self.export}, Export)
 
     @property
     def has_rank(self) -> bool:
@@ -68,6 +82,9 @@ class RuleTraits:
         from_seed: kinds that everybody draws from the seed: never trained, never sent.
         trains: whether tensors of a kind are trained, sent and averaged in a turn; turns count aggregated rounds from
             0.
+
+    Raises:
+        ValueError: a tag or a distribution that nobody knows.
     """
 
     tags: frozenset[Tag]
@@ -75,6 +92,10 @@ class RuleTraits:
     needs: frozenset[str] = frozenset()
     from_seed: frozenset[str] = frozenset()
     trains: Callable[[str, int], bool] = _all
+
+    def __post_init__(self) -> None:
+        _check_words("tags", self.tags, Tag)
+        _check_words("distribution", {self.distribution}, Distribution)
 
     def trained(self, kinds: Collection[str], turn: int) -> frozenset[str]:
         """Return those of the kinds that are trained in a turn; merged parts never are."""

@@ -113,6 +113,28 @@ def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settin
         assert answer == {"kind": "failure", "reason": "its texts cannot be used; the client's own log tells why"}
 
 
+def test_a_clients_files_are_read_as_those_of_any_run(file, tiny_texts, tiny_settings, capsys):
+    """Encoding and separator are its own to say, dev.* serves where test.* has no labels, 1 is the server's 1.0."""
+    folder = file.parent / "mine"
+    folder.mkdir()
+    for name, rows in (("train", 6), ("dev", 4)):
+        text = "text;label\n" + "".join(f"été {i}, fin;{i % 2 + 1}\n" for i in range(rows))
+        (folder / f"{name}.csv").write_bytes(text.encode("cp1252"))
+    (folder / "test.csv").write_text("number;text\n1;a\n")
+    own = 'path = "mine"\nencoding = "cp1252"\nseparator = ";"'
+    file.write_text(file.read_text().replace('path = "train.csv"', own))
+    settings = flatten(tomllib.loads(tiny_settings)) | {"federation.num_clients": 2, "model.head": "local"}
+    labels = ["1.0", "2.0", "unknown"]
+    model = load_model(config_from({**settings, "data.path": str(tiny_texts)}), labels)
+    header = {"labels": labels, "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
+    worker = Worker(read_client_config(file))
+    told = worker.answer(header, NO_FLOATS)[0]
+    worker.close()
+    assert (told["kind"], told["samples"], told["test_samples"]) == ("joined", 6, 4)
+    said = capsys.readouterr().err
+    assert "Texts: 6 training rows (train.csv), 4 test rows (dev.csv); 3 classes: 1.0 3, 2.0 3, unknown 0." in said
+
+
 def test_texts_stay_unread_for_a_server_with_another_model(file, tiny_settings):
     settings = flatten(tomllib.loads(tiny_settings)) | {"federation.num_clients": 2}
     header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": "0" * 64, "kind": "join"}

@@ -326,7 +326,7 @@ def test_a_folder_called_like_a_file_is_refused(tmp_path):
 def test_bytes_that_are_not_utf8_are_placed(tmp_path):
     refused(
         folder_with(tmp_path, "text,label\nplain,x\ncaf\xe9,y\n".encode("latin-1")),
-        "train.csv, line 3", "must be UTF-8, got byte 0xe9 at offset 22", "iconv",
+        "train.csv, line 3", "must be UTF-8, got byte 0xe9 at offset 22", "data.encoding",
     )  # fmt: skip
 
 

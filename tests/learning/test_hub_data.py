@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from splitrank.errors import InputError
@@ -54,6 +56,36 @@ def test_the_hub_without_a_test_split_holds_out(hub):
     data = load_hub(str(hub), test_share=0.2, seed=1)
     assert len(data.train_texts) == 16
     assert np.bincount(data.test_labels).tolist() == [2, 2]
+
+
+def test_a_test_split_without_labels_is_passed_over_as_in_a_folder(hub):
+    for split, labels in (("train", [0, 1, 0, 1]), ("test", [-1, -1])):
+        pq.write_table(pa.table({"text": list("abcd")[: len(labels)], "label": labels}), hub / f"{split}.parquet")
+    with pytest.raises(InputError, match=r"\(test\): rows to test on must have labels.*data\.test_share"):
+        load_hub(str(hub))
+    assert len(load_hub(str(hub), test_share=0.5).test_texts) == 2
+    pq.write_table(pa.table({"text": ["g"], "label": [1]}), hub / "validation.parquet")
+    data = load_hub(str(hub))
+    assert (data.test_texts, data.test_labels.tolist()) == (["g"], [1])
+    assert data.fingerprint == load_path(hub).fingerprint
+
+
+def test_a_configuration_is_chosen_and_a_failed_look_up_lists_them_all(hub):
+    names = [f"set-{number:02}" for number in range(25)]
+    listed = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train.parquet\n" for name in names
+    )
+    (hub / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    for name in names:
+        (hub / name).mkdir()
+        write_rows(hub / name / "train.parquet", [(f"{name} text {number}", "xy"[number % 2]) for number in range(10)])
+    data = load_hub(str(hub), config="set-07")
+    assert all(text.startswith("set-07") for text in data.train_texts)
+    assert "(set-07)" in data.source
+    for config, got in ((None, "got none"), ("set", "got 'set'")):
+        with pytest.raises(InputError, match=rf"data\.config must .*{got}$") as caught:
+            load_hub(str(hub), config=config)
+        assert all(repr(name) in str(caught.value) for name in names)
 
 
 def test_the_hub_needs_a_train_split(hub):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitrank.planning.plan import make_plan, plan_json
-from splitrank.planning.problem import of_clients
+from splitrank.planning.problem import subproblem
 from splitrank.planning.solvers.exact import exact
 from tests.planning.problems import check_budgets, fixed, random_problem, roomy
 
@@ -24,11 +24,11 @@ deterministic = settings(derandomize=True, deadline=None, max_examples=60)
 @deterministic
 def test_with_ranks_of_their_own_every_client_is_planned_as_if_alone(policy: Any, seed: int) -> None:
     problem = random_problem(seed, 20)
-    options: Any = {"method": "exact", "frequency_policy": policy, "rank_policy": "per-client", "sit_out": True}
+    options: Any = {"method": "exact", "frequency_policy": policy, "rank_policy": "per-client", "require_all": False}
     together = make_plan(problem, **options)
     arrays = {name: value for name, value in vars(together).items() if isinstance(value, np.ndarray)}
     for client in range(problem.num_clients):
-        alone = make_plan(of_clients(problem, np.array([client])), **options)
+        alone = make_plan(subproblem(problem, np.array([client])), **options)
         for name, value in arrays.items():
             np.testing.assert_array_equal(getattr(alone, name)[0], value[client], err_msg=name)
     assert together.largest_rank == together.max_rank.max()
@@ -55,7 +55,7 @@ def test_ranks_stay_between_floor_and_ceiling(seed: int, floor: int, above: int)
     limited = replace(problem, rank_floor=floor, rank_ceiling=floor + above)
     for rank_policy in ("common", "per-client"):
         options: Any = {"method": "exact", "frequency_policy": "least-energy", "rank_policy": rank_policy}
-        plan = make_plan(limited, sit_out=True, **options)
+        plan = make_plan(limited, require_all=False, **options)
         np.testing.assert_array_equal(plan.max_rank, exact(problem))  # floor and ceiling are no constraints of P1
         np.testing.assert_array_equal(plan.participants, plan.max_rank >= floor)
         ranks = plan.rank[plan.participants]
@@ -71,7 +71,7 @@ def test_told_max_ranks_give_the_same_ranks_and_keep_the_rest_private(
     rank_policy: Any, seed: int, rank: int | None
 ) -> None:
     problem = fixed(random_problem(seed, 30), rank)
-    options: Any = {"frequency_policy": "least-energy", "rank_policy": rank_policy, "sit_out": True}
+    options: Any = {"frequency_policy": "least-energy", "rank_policy": rank_policy, "require_all": False}
     planned = make_plan(problem, method="exact", **options)
     told = make_plan(problem, method="exact", told_max_rank=exact(problem), **options)
     for name in ("rank", "participants", "max_rank", "uplink_s", "downlink_s"):

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from splitrank.planning.plan import OPTIMAL_SOLVERS, make_plan
 from splitrank.planning.problem import (
     Problem,
+    compute_slack,
     energy_j,
     feasible,
     frequency_range_hz,
-    left_for_compute,
-    of_clients,
     round_to_feasible,
+    subproblem,
 )
 from splitrank.planning.solvers.bisection import bisection
 from splitrank.planning.solvers.branch_and_bound import branch_and_bound, relaxation
@@ -130,7 +130,7 @@ def test_rounding_mends_any_guess(best: list[int], seed: int) -> None:
 
 def test_a_client_can_run_bisection_by_itself() -> None:
     problem = random_problem(3, 60)
-    alone = [bisection(of_clients(problem, np.array([i])))[0] for i in range(problem.num_clients)]
+    alone = [bisection(subproblem(problem, np.array([i])))[0] for i in range(problem.num_clients)]
     np.testing.assert_array_equal(bisection(problem), alone)
 
 
@@ -181,7 +181,7 @@ def scip_rank(problem: Problem) -> int:
 def slack(problem: Problem, rank: int) -> float:
     """Relative distance of a rank from the edge of feasibility; negative if infeasible."""
     cycles = problem.workload.cycles(rank)[0]
-    spare_s, spare_j = (float(x[0]) for x in left_for_compute(problem, rank))
+    spare_s, spare_j = (float(x[0]) for x in compute_slack(problem, rank))
     if spare_s <= 0 or spare_j <= 0:
         return min(spare_s / problem.deadline_s, spare_j / float(problem.energy_budget_j[0]))
     needed_j = float(problem.capacitance[0]) * cycles**3 / spare_s**2
@@ -193,7 +193,7 @@ def test_exact_equals_scip() -> None:
     problem = random_problem(11, 400)
     ranks, solved = exact(problem), []
     for i in range(problem.num_clients):
-        client, rank = of_clients(problem, np.array([i])), int(ranks[i])
+        client, rank = subproblem(problem, np.array([i])), int(ranks[i])
         usable = problem.uplink_bps[i] > 0 and problem.downlink_bps[i] > 0 and np.isfinite(problem.energy_budget_j[i])
         clear = (rank == 0 or slack(client, rank) > 1e-4) and slack(client, rank + 1) < -1e-4
         if usable and (clear or rank == problem.rank_cap[i]):
@@ -301,7 +301,7 @@ def test_random_frequency_on_a_range_of_one_point() -> None:
     problem = random_problem(5, 2000)
     alive = exact(problem) > 0
     cycles = problem.workload.cycles(1)
-    spare_s, _ = left_for_compute(problem, 1)
+    spare_s, _ = compute_slack(problem, 1)
     with np.errstate(divide="ignore"):
         needed_hz = cycles / spare_s
     tight = replace(problem, max_frequency_hz=np.where(alive, needed_hz, problem.max_frequency_hz))

@@ -92,6 +92,26 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A setting is given."""
+
+    key: str
+
+    @property
+    def words(self) -> str:
+        """The condition in words."""
+        return f"{self.key} is given"
+
+    def holds(self, settings: Settings) -> bool:
+        """Return whether it is given."""
+        return settings[self.key] is not None
+
+    def found(self, settings: Settings) -> str:
+        """Return that it is left out."""
+        return f"{self.key} is left out"
+
+
+@dataclass(frozen=True)
 class Limited:
     """A budget is not inf."""
 

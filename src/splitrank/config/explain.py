@@ -32,7 +32,7 @@ once. A setting that would have no effect is refused.
 
 "Per client" means one number for all, a list with one for each, or `{{uniform = [low, high]}}`, drawn once per run by \
 seed. [methods.md](methods.md) compares the adapter methods and the aggregation rules; [planner.md](planner.md) has \
-examples without budgets and from measurements.
+examples without budgets and from measurements; [data.md](data.md) says how files are read.
 """
 
 

@@ -84,7 +84,8 @@ def _measured_numbers(config: Config) -> Iterable[str]:
 
 
 def _empty_names(config: Config) -> Iterable[str]:
-    for key, text in (("path", config.data.path), ("label", config.data.label)):
+    for key in ("path", "label", "config"):
+        text = getattr(config.data, key)
         if text is not None and not text.strip():
             yield f"data.{key} must not be empty, got {text!r}; leave it out or name yours"
     if config.data.name is not None and not config.data.name.strip():

@@ -10,19 +10,21 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from splitrank.config.conditions import Is, IsNot, LeftOut, Limited
+from splitrank.config.conditions import Given, Is, IsNot, LeftOut, Limited
 from splitrank.config.values import (
     Accuracy,
     Budget,
     BudgetPerClient,
     ClassCount,
     ClientCount,
+    ColumnNames,
     Columns,
     Count,
     CountOrZero,
     CountPerClient,
     Decibels,
     DistancePerClient,
+    Encoding,
     Gains,
     Layers,
     Modules,
@@ -32,6 +34,7 @@ from splitrank.config.values import (
     OpenShare,
     Positive,
     PositivePerClient,
+    Separator,
     Share,
     ThreadCount,
     TokenCount,
@@ -49,6 +52,7 @@ _PAPER, _FLOPS, _MEASURED = (Is("workload.model", (model,)) for model in ("paper
 _HAS_RANK = Is("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
 _PLANS_RANK = LeftOut(("adapter.rank",))
 _DRAWS_GAINS = LeftOut(("radio.uplink_gain", "radio.downlink_gain"))
+_OWN_FILES = Given("data.path")
 _OWN_COLUMNS = IsNot("data.name", "docstrings")
 
 
@@ -115,6 +119,22 @@ class DataTable(Table):
     test_rows: Count | None = Field(None, description="as `data.train_rows`, of the test rows")
     test_share: Annotated[OpenShare | None, _OWN_COLUMNS] = Field(
         None, description="share of the training rows held out where there is no test split; left out, 0.2"
+    )
+    encoding: Annotated[Encoding | None, _OWN_FILES] = Field(
+        None, description="of CSV, TSV and JSON files; left out, UTF-8 or what a byte order mark tells"
+    )
+    separator: Annotated[Separator | None, _OWN_FILES] = Field(
+        None,
+        description="between fields of CSV and TSV files; left out, commas and tabs by the file's ending, and another "
+        "where the first line makes it plain",
+    )
+    columns: Annotated[ColumnNames | None, _OWN_FILES] = Field(
+        None,
+        description='names of the columns of CSV and TSV files without a header, such as `["label", "title", '
+        '"description"]`, AG News\'s',
+    )
+    config: Annotated[str | None, Given("data.name"), _OWN_COLUMNS] = Field(
+        None, description='which configuration of a hub data set that has several, such as `"sst2"` of `nyu-mll/glue`'
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -157,6 +158,39 @@ Columns = Annotated[
     BeforeValidator(_columns),
     Rule('a column name or a list of them, such as ["title", "description"]'),
 ]
+
+
+def _differing(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError('a list of column names that differ, such as ["label", "title", "description"]')
+    return names
+
+
+ColumnNames = Annotated[Columns, AfterValidator(_differing)]
+
+
+def _encoding(value: str) -> str:
+    try:
+        "".encode(value)  # looks it up, and refuses what encodes no texts
+    except (LookupError, ValueError):
+        raise ValueError(_ENCODING) from None
+    return value
+
+
+_ENCODING = 'an encoding that Python knows, such as "gb18030" or "windows-1251"'
+Encoding = Annotated[str, AfterValidator(_encoding), Rule(_ENCODING)]
+
+
+def _separator(value: str) -> str:
+    if value == "\\t":  # as a shell passes it on
+        return "\t"
+    if len(value) != 1 or value in '"\r\n\0':
+        raise ValueError(_SEPARATOR)
+    return value
+
+
+_SEPARATOR = 'one character between fields, such as ";" or "\\t"'
+Separator = Annotated[str, AfterValidator(_separator), Rule(_SEPARATOR)]
 
 
 def _layers(value: Any) -> Any:

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from splitrank.config import load_config
-from splitrank.errors import InputError
+from splitrank.errors import InputError, check_types
+from splitrank.federation.data import table_format
 from splitrank.federation.export_forms import EXPORTS
 from splitrank.federation.model import Model
 from splitrank.federation.state import State
@@ -24,6 +25,7 @@ from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.merged import as_one_adapter
 from splitrank.learning.adapters.method import load
 from splitrank.learning.encoder import load_encoder, model_location, quiet_transformers
+from splitrank.learning.table import TableFormat
 from splitrank.learning.table_files import read_table
 from splitrank.learning.text_rules import columns_wanted, texts_of
 from splitrank.learning.trunk import BATCH_TOKENS, length_batches
@@ -135,7 +137,7 @@ class Prediction:
     probability: float
 
 
-def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
+def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
     """Classify texts with a finished run's adapter.
 
     Args:
@@ -143,9 +145,14 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         texts: at least one.
 
     Raises:
-        InputError: there is no adapter, or its base model is not to be found.
+        InputError: there is no adapter, or its base model is not to be found; or one text where a list of them is due.
     """
     from transformers import AutoTokenizer
+
+    check_types(run=(run, Path | str, "name the run's folder"))
+    if isinstance(texts, str):
+        raise InputError(f"texts must be a list of texts, got {texts[:40]!r}; put one text into a list")
+    run = Path(run)
 
     folder, config_path = _export_of(run)
     if config_path is not None:
@@ -200,9 +207,16 @@ def _is_export(folder: Path) -> bool:
 def texts_of_file(run: Path, file: Path) -> list[str]:
     """Return the texts of a file to classify, from the columns that the run was trained on."""
     _, config_path = _export_of(run)
-    columns = load_config(str(config_path)).data.text if config_path else None
-    text = list(columns) if columns else None
-    return texts_of(read_table(file, columns_wanted(text, None)), text)
+    config = load_config(str(config_path)) if config_path else None
+    text = list(config.data.text) if config and config.data.text else None
+    wanted = columns_wanted(text, None)
+    form = table_format(config) if config else TableFormat()
+    try:
+        return texts_of(read_table(file, wanted), text)
+    except InputError:
+        if form == TableFormat():
+            raise
+    return texts_of(read_table(file, wanted, form), text)  # written as the run's own files are
 
 
 def _export_of(run: Path) -> tuple[Path, Path | None]:

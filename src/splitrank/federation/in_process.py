@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitrank.config import Config
-from splitrank.errors import ConfigError
+from splitrank.errors import ConfigError, check_types
 from splitrank.federation import wire
 from splitrank.federation.costs import round_workload, with_merged_parts
 from splitrank.federation.model import Model, load_model, method_of
@@ -81,11 +81,11 @@ class InProcessClients:
         merged = sum(tensor.numel() for tensor in state.adapter.only(*MERGED_KINDS).values())
         bits_per_number = payload(self.config, self.model.shape, state.turn, self.rule.traits).bits_per_number
         workload = with_merged_parts(workload, merged, bits_per_number)
-        return round_problem(self.config, self.model.shape, workload, state.round + 1, sit_out=True)
+        return round_problem(self.config, self.model.shape, workload, state.round + 1, require_all=False)
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan; whether the server or each client makes it is all the same here."""
-        return plan_round(self.config, problem, state.round + 1, sit_out=True)
+        return plan_round(self.config, problem, state.round + 1, require_all=False)
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update]:
         """Train every participant of the plan, one after the other."""
@@ -174,9 +174,15 @@ def make_clients(
             named one, so it must have tensors of the same sizes.
 
     Raises:
-        InputError, ConfigError: settings that the model or the texts cannot meet.
+        InputError, ConfigError: settings that the model or the texts cannot meet; an argument of another type.
         TypeError: a method that the forward pass would leave out in part.
     """
+    check_types(
+        config=(config, Config, 'load_config("offline") returns one'),
+        data=(data, TextData, "load_data(config) returns one"),
+        rule=(rule, Rule | None, "the settings name a rule of the package, federation.aggregation"),
+        method=(method, Method | None, "the settings name a method of the package, adapter.method"),
+    )
     is_own = rule is not None or method is not None
     rule, method = rule or RULES[config.federation.aggregation], method or method_of(config)
     check_rule(rule, method, config)
@@ -185,17 +191,19 @@ def make_clients(
     config = model.config
     if is_own:
         check_counts(rule, model)
-    train_ids = model.tokenize(data.train_texts)
+    train_ids, test_ids = model.tokenize(data.train_texts), model.tokenize(data.test_texts)
+    data = model.measure(data, train_ids, test_ids)
     lengths = np.array([len(ids) for ids in train_ids], dtype=np.int64)
     texts = text_stats([lengths[rows] for rows in train_rows])
     workload = round_workload(config, model.shape, texts, rule=rule.traits)
-    round_problem(config, model.shape, workload, 1, sit_out=True)  # finds impossible quantities before any work is done
+    # Finds impossible quantities before any work is done.
+    round_problem(config, model.shape, workload, 1, require_all=False)
     return InProcessClients(
         model=model,
         rule=rule,
         data=data,
         train_outputs=model.prepare(train_ids, "training texts"),
-        test_outputs=model.prepare(model.tokenize(data.test_texts), "test texts"),
+        test_outputs=model.prepare(test_ids, "test texts"),
         train_rows=train_rows,
         test_rows=held_out_shares(config, data),
         texts=texts,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from splitrank.config import Config
-from splitrank.errors import InputError
+from splitrank.errors import InputError, check_types
 from splitrank.federation import run_folder
 from splitrank.federation.clients import Clients
 from splitrank.federation.costs import preparation_records
@@ -30,6 +30,7 @@ from splitrank.federation.rounds import run_round
 from splitrank.federation.run_folder import RunFolder
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.rules import RULES
+from splitrank.learning.summary import summarise
 from splitrank.records import RoundRecord
 
 _LOG = logging.getLogger("splitrank")
@@ -37,17 +38,17 @@ _LOG = logging.getLogger("splitrank")
 _PACKAGES = ("splitrank", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "tokenizers", "safetensors")
 
 
-def make_clients_of(config: Config) -> InProcessClients:
-    """All clients in this process, with the texts that the settings name."""
-    return make_clients(config, load_data(config))
+def make_clients_of(config: Config, *, resumes: Path | None = None) -> InProcessClients:
+    """All clients in this process, with the texts that the settings name, of the run in a folder if it goes on."""
+    return make_clients(config, load_data(config, resumes=resumes))
 
 
 def run(
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
     resume: bool = False,
-    connect: Callable[[Config], Clients] = make_clients_of,
+    connect: Callable[[Config], Clients] | None = None,
 ) -> Generator[RoundRecord]:
     """Run a federation and yield each round's record once it is safe on disk, round 0 first.
 
@@ -58,12 +59,16 @@ def run(
         config: the settings; for a resumed run those of :func:`run_folder.resumed_config`.
         out: the run folder, new or empty unless resumed.
         resume: continue the run in ``out``.
-        connect: gives the clients; those of this process unless told otherwise.
+        connect: gives the clients; None for those of this process.
 
     Raises:
         InputError: settings, data or a folder that cannot be used; nothing half-written is left.
         RunError: training diverged; the folder stays resumable.
     """
+    check_types(
+        config=(config, Config, 'load_config("offline") returns one'), out=(out, Path | str, "name the run's folder")
+    )
+    out = Path(out)
     with ExitStack() as held:
         if resume:
             folder = run_folder.open_to_resume(out)
@@ -71,7 +76,7 @@ def run(
             _check_resumable(folder)
         else:
             run_folder.check_new(out)
-        clients = connect(config)
+        clients = connect(config) if connect else make_clients_of(config, resumes=out if resume else None)
         config = clients.config
         held.callback(clients.close)
         manifest = manifest_of(config, clients)
@@ -81,6 +86,7 @@ def run(
             folder, state = run_folder.create(out, config, manifest), None
             held.callback(folder.close)
         _LOG.info(export_sentence(config))
+        _LOG.info(summarise(clients.data).worth_line())
         if state is None:
             state, record = _round_zero(clients)
             _keep(folder, state, record, config)
@@ -144,6 +150,7 @@ def manifest_of(config: Config, clients: Clients) -> dict[str, Any]:
         "trunk_computed": clients.trunk_computed,
         **({"run_id": clients.run_id} if clients.run_id else {}),
         **_own_parts(clients),
+        "data_summary": summarise(clients.data).to_json(),
     }
 
 
@@ -172,13 +179,8 @@ def _check_resumable(folder: RunFolder) -> None:
 
 def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> State | None:
     before = folder.read_manifest()
-    for key, what in (("data", "texts"), ("model", "weights")):
-        digest = "sha256" if key == "data" else "trunk_sha256"
-        if before[key][digest] != manifest[key][digest]:
-            raise InputError(
-                f"The {what} must be those the run in {folder.path} started with, but they have changed since "
-                f"({key} {manifest[key][digest][:12]} instead of {before[key][digest][:12]}); start a new run"
-            )
+    run_folder.check_unchanged(folder.path, before, "data", manifest["data"]["sha256"])
+    run_folder.check_unchanged(folder.path, before, "model", manifest["model"]["trunk_sha256"])
     for key, what in (("own_rule", "rule"), ("own_method", "method")):
         if before.get(key) != manifest.get(key):
             raise InputError(

@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.nn import functional
 from splitrank import placement
 from splitrank.config import Config, with_values
 from splitrank.errors import ConfigError
+from splitrank.federation.run_folder import absolute_paths
 from splitrank.federation.sizes import check_fits
 from splitrank.federation.state import State
 from splitrank.learning import client as training
@@ -30,8 +30,11 @@ from splitrank.learning.adapters.method import AdaptedEncoder, Method, attach, i
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import FULL_SPEED, Evaluation, Task, Throttle, TrainingConfig, Update
+from splitrank.learning.data import TextData
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
+from splitrank.learning.lengths import TokenIds, with_lengths
 from splitrank.learning.memory import keep_freed_memory
+from splitrank.learning.summary import summarise
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
 from splitrank.planning.flops import EncoderShape
 
@@ -77,6 +80,18 @@ class Model:
     def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return token ids of each text, cut to ``model.max_length`` tokens."""
         return tokenize(self.encoder, texts, self.config.model.max_length)
+
+    def measure(self, data: TextData, train_ids: TokenIds | None, test_ids: TokenIds) -> TextData:
+        """Return a data set with the lengths of its texts, and say what they are.
+
+        Args:
+            data: the texts.
+            train_ids, test_ids: what :meth:`tokenize` returned; None for training texts that are elsewhere.
+        """
+        data = with_lengths(data, self.encoder.tokenizer, self.config.model.max_length, train_ids, test_ids)
+        for line in summarise(data).length_lines():
+            _LOG.info(line)
+        return data
 
     def prepare(self, token_ids: Sequence[NDArray[np.int32]], what: str) -> TrunkOutputs:
         """Open the frozen trunk's output of some texts, from the cache or computed into it; the caller closes it.
@@ -224,11 +239,7 @@ def _resolved(config: Config, num_labels: int) -> Config:
     }
     if config.model.num_labels is None:
         values["model.num_labels"] = num_labels
-    if config.data.path is not None:
-        values["data.path"] = str(Path(config.data.path).resolve())
-    if Path(config.model.name).is_dir():
-        values["model.name"] = str(Path(config.model.name).resolve())
-    return with_values(config, values)
+    return with_values(config, values | absolute_paths(config))
 
 
 def _num_cores() -> int:

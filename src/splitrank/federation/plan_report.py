@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from splitrank.config import Config
+from splitrank.errors import InputError, check_types
 from splitrank.federation.costs import preparation
 from splitrank.federation.problems import plan_round, planned_problem
 from splitrank.federation.sizes import (
@@ -27,11 +28,21 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
     ``head_parameters``, and ``adapter_parameters_constant`` where some do not depend on the rank; and where the frozen
     trunk is prepared outside the rounds, each client's ``preparation_s`` and ``preparation_j``. An infinite budget is
     None.
+
+    Args:
+        config: the settings.
+        round: round number, >= 1.
+
+    Raises:
+        InputError: settings that do not fit the encoder; an argument of another type.
     """
+    check_types(config=(config, Config, 'load_config("paper") returns one'), round=(round, int, "rounds count from 1"))
+    if round < 1:
+        raise InputError(f"round must be at least 1, got {round}; rounds count from 1")
     shape = encoder_shape(config)
     texts = nominal_text_stats(config)
-    problem = planned_problem(config, round, sit_out=False)
-    plan = plan_round(config, problem, round, sit_out=False)
+    problem = planned_problem(config, round, require_all=True)
+    plan = plan_round(config, problem, round, require_all=True)
     report = plan_json(plan, problem)
     numbers = adapter_numbers(config, shape)
     clients = report.pop("clients")

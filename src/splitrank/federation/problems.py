@@ -33,9 +33,8 @@ def _problem(**quantities: Any) -> Problem:
     try:
         return Problem(**quantities)
     except ValueError as error:
-        raise ConfigError(
-            [f"The settings must give rates, cycles and bits within reach of a computer: {error}"]
-        ) from None
+        what = "The settings must give rates, cycles and bits within reach of a computer"
+        raise ConfigError([f"{what}: {problem}" for problem in str(error).splitlines()]) from None
 
 
 def _ranks(config: Config, shape: EncoderShape) -> dict[str, IntArray]:
@@ -46,12 +45,12 @@ def _ranks(config: Config, shape: EncoderShape) -> dict[str, IntArray]:
 
 
 @_EXTREMES_ARE_INFEASIBLE
-def round_problem(config: Config, shape: EncoderShape, workload: Workload, round: int, *, sit_out: bool) -> Problem:
+def round_problem(config: Config, shape: EncoderShape, workload: Workload, round: int, *, require_all: bool) -> Problem:
     """Draw the round's channels and state P1 for them: every client's rates, budgets and limits.
 
     Args:
-        sit_out: whether clients may sit the round out. A broadcast then runs at the rate of the slowest client that
-            could take part at its own rate; one that could not even so holds nobody up.
+        require_all: whether all clients must take part. Otherwise a broadcast runs at the rate of the slowest client
+            that could take part at its own rate; one that could not even so holds nobody up.
     """
     radio, client, budget = config.radio, config.client, config.budget
     bandwidth_hz = sub_bands_hz(config)
@@ -76,7 +75,7 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
     if radio.downlink == "unicast":
         return problem
     heard = feasible(problem, problem.rank_floor)
-    if not sit_out or not heard.any():
+    if require_all or not heard.any():
         heard = np.ones_like(heard)
     slowest_bps = problem.downlink_bps[heard].min()
     return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
@@ -136,20 +135,20 @@ def measured_problem(
     )
 
 
-def planned_problem(config: Config, round: int, *, sit_out: bool, turn: int = 0) -> Problem:
+def planned_problem(config: Config, round: int, *, require_all: bool, turn: int = 0) -> Problem:
     """State the round's problem without data or weights, for :func:`texts.nominal_text_stats`."""
     shape = encoder_shape(config)
     workload = round_workload(config, shape, nominal_text_stats(config), turn)
-    return round_problem(config, shape, workload, round, sit_out=sit_out)
+    return round_problem(config, shape, workload, round, require_all=require_all)
 
 
 @_EXTREMES_ARE_INFEASIBLE
-def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -> Plan:
+def plan_round(config: Config, problem: Problem, round: int, *, require_all: bool) -> Plan:
     """Choose ranks and every client's frequency for a round, by ``planner.method`` and ``planner.rank_policy``.
 
     Args:
-        sit_out: whether a client that can do no rank, or not the fixed one, sits out (a run) or makes the whole plan
-            infeasible (a plan for all).
+        require_all: whether a client that can do no rank, or not the fixed one, makes the whole plan infeasible (a
+            plan for all) or sits out (a run).
     """
     planner = config.planner
     frequency_hz = None
@@ -160,6 +159,6 @@ def plan_round(config: Config, problem: Problem, round: int, *, sit_out: bool) -
         method=planner.method,
         frequency_policy=planner.frequency_policy,
         rank_policy=planner.rank_policy,
-        sit_out=sit_out,
+        require_all=require_all,
         frequency_hz=frequency_hz,
     )

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from splitrank.config import Config
 from splitrank.federation.plan_report import shortfall_text
+from splitrank.federation.run_folder import largest_class_share
 from splitrank.records import RoundRecord
 from splitrank.traits import METHOD_TRAITS
 
-_HEADER = (
-    f"{'round':>5} {'rank':>5} {'accuracy':>9} {'loss':>7} {'worst latency':>21} {'worst energy':>20} {'clients':>8}"
-)
+_MACRO_F1 = f" {'macro F1':>9}"
 
 
-def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
-    """Yield each round's line as it finishes, with the header above the first and who sits out, and why, below."""
-    header = f"{_HEADER}\n"
-    for record in rounds:
-        lines = [_line(record, config)]
+def round_lines(rounds: Iterable[RoundRecord], config: Config, run: Path | None = None) -> Iterator[str]:
+    """Yield each round's line as it finishes, with the header above the first and who sits out, and why, below.
+
+    Args:
+        rounds: the records.
+        config: the run's settings.
+        run: its folder, which tells, once there is a round, how large the largest class is. Where over half of the
+            test texts are its, macro F1 stands beside accuracy.
+    """
+    header, shows_f1 = "", False
+    for number, record in enumerate(rounds):
+        if number == 0:
+            shows_f1 = run is not None and (largest_class_share(run) or 0.0) > 0.5
+            header = f"{_header(shows_f1)}\n"
+        lines = [_line(record, config, shows_f1)]
         lines += [
             f"      client {client['client']} sits out: {shortfall_text(client['shortfall'])}"
             for client in record.clients
@@ -30,7 +40,12 @@ def round_lines(rounds: Iterable[RoundRecord], config: Config) -> Iterator[str]:
         header = ""
 
 
-def _line(record: RoundRecord, config: Config) -> str:
+def _header(shows_f1: bool) -> str:
+    names = f"{'round':>5} {'rank':>5} {'accuracy':>9}{_MACRO_F1 if shows_f1 else ''} {'loss':>7}"
+    return f"{names} {'worst latency':>21} {'worst energy':>20} {'clients':>8}"
+
+
+def _line(record: RoundRecord, config: Config, shows_f1: bool) -> str:
     trained = [client for client in record.clients if client.get("dropped") is False]
     latency = energy = "-"
     if trained and all(_is_finite(client["latency_s"]) for client in trained):  # else the clients keep them private
@@ -42,9 +57,10 @@ def _line(record: RoundRecord, config: Config) -> str:
     ranks = [client["rank"] for client in trained] if METHOD_TRAITS[config.adapter.method].has_rank else []
     rank = "-" if not ranks else str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
     took_part = f"{len(trained)} of {len(record.clients)}" if record.round else "-"
+    f1 = f" {record.macro_f1:>9.3f}" if shows_f1 else ""
     return (
-        f"{record.round:>5} {rank:>5} {record.accuracy * 100:>7.1f} % {record.loss:>7.3f} {latency:>21} {energy:>20} "
-        f"{took_part:>8}"
+        f"{record.round:>5} {rank:>5} {record.accuracy * 100:>7.1f} %{f1} {record.loss:>7.3f} {latency:>21} "
+        f"{energy:>20} {took_part:>8}"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from splitrank.errors import check_types
 from splitrank.federation.clients import Clients, NoUpdate
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.distribute import distribute
@@ -35,8 +36,10 @@ def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
         the state after the round, and its record.
 
     Raises:
+        InputError: an argument of another type, or a rule that does not return a `Combined`.
         RunError: training diverged on a client.
     """
+    check_types(state=(state, State, "clients.initial_state() returns the first"))
     started_s = time.perf_counter()
     problem = clients.problem(state)
     plan = clients.plan(problem, state)
@@ -97,6 +100,8 @@ def aggregate(state: State, starts: Starts, updates: Mapping[int, Update], rule:
     adapters = {client: update.adapter for client, update in updates.items()}
     weights = weights_of({client: update.num_samples for client, update in updates.items()})
     combined = rule.combine(starts, adapters, weights, state.memory)
+    hint = f"the rule {rule.name} must return Combined(adapter, memory)"
+    check_types(combined=(combined, Combined, hint))
     personal = {client: update.personal for client, update in updates.items() if update.personal}
     after = State(
         round=state.round + 1,

@@ -58,16 +58,7 @@ class RunFolder:
         write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
     def read_manifest(self) -> dict[str, Any]:
-        path = self.path / "manifest.json"
-        try:
-            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if not all(isinstance(manifest[key], dict) for key in ("data", "model", "versions", "hardware")):
-                raise ValueError
-            if not all(isinstance(sha, str) for sha in (manifest["data"]["sha256"], manifest["model"]["trunk_sha256"])):
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path} must be the manifest of a run, got something else; start a new run") from None
-        return manifest
+        return read_manifest(self.path)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -204,10 +195,7 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
         resolved["model.precision"] = saved.model.precision
     if asked.model.num_labels is None:
         resolved["model.num_labels"] = saved.model.num_labels
-    if asked.data.path is not None:
-        resolved["data.path"] = str(Path(asked.data.path).resolve())
-    if Path(asked.model.name).is_dir():
-        resolved["model.name"] = str(Path(asked.model.name).resolve())
+    resolved |= absolute_paths(asked)
     if resolved:
         asked = with_values(asked, resolved)
     before, after = saved.model_dump(), asked.model_dump()
@@ -230,12 +218,70 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
     return asked
 
 
+def absolute_paths(config: Config) -> dict[str, str]:
+    """Return the settings that name a folder or file, by dotted key, so that they do so from anywhere."""
+    resolved = {}
+    if config.data.path is not None:
+        resolved["data.path"] = str(Path(config.data.path).expanduser().resolve())
+    for key, name in (("data.name", config.data.name), ("model.name", config.model.name)):
+        if name is not None and (key, name) != ("data.name", "docstrings") and Path(name).is_dir():
+            resolved[key] = str(Path(name).resolve())
+    return resolved
+
+
 def run_id(path: Path) -> str:
     """Return the name that a run through Flower gave itself; a folder that no state was saved in yet has none."""
     try:
         return str(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return secrets.token_hex(16)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what the manifest.json of a run folder says.
+
+    Raises:
+        InputError: it is missing or says something else.
+    """
+    path = path / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(manifest[key], dict) for key in ("data", "model", "versions", "hardware")):
+            raise ValueError
+        if not all(isinstance(sha, str) for sha in (manifest["data"]["sha256"], manifest["model"]["trunk_sha256"])):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} must be the manifest of a run, got something else; start a new run") from None
+    return manifest
+
+
+def check_unchanged(path: Path, manifest: Mapping[str, Any], key: str, sha256: str) -> None:
+    """Check that a run goes on with what it started with.
+
+    Args:
+        path: the run folder.
+        manifest: what its manifest.json says.
+        key: ``"data"`` or ``"model"``.
+        sha256: of what there is now.
+
+    Raises:
+        InputError: texts or weights have changed.
+    """
+    what, digest = {"data": ("texts", "sha256"), "model": ("weights", "trunk_sha256")}[key]
+    if manifest[key][digest] != sha256:
+        raise InputError(
+            f"The {what} must be those the run in {path} started with, but they have changed since "
+            f"({key} {sha256[:12]} instead of {manifest[key][digest][:12]}); start a new run"
+        )
+
+
+def largest_class_share(path: Path) -> float | None:
+    """Return the share that the largest class has of a run's test texts; None for a run that did not record it."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return float(manifest["data_summary"]["largest_class_share"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def update_config(folder: RunFolder, config: Config) -> None:

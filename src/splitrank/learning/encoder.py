@@ -340,10 +340,15 @@ def _check_length(model_config: Any, max_length: int) -> None:
 
 def tokenize(encoder: Encoder, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
     """Token ids of each text with its special tokens, cut to ``max_length`` tokens, unpadded."""
+    return token_ids_of(encoder.tokenizer, texts, max_length)
+
+
+def token_ids_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
+    """Do what :func:`tokenize` does without an encoder."""
     token_ids = []
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         some = list(texts[start : start + _TOKENIZED_AT_ONCE])
-        encoded = encoder.tokenizer(some, truncation=True, max_length=max_length, return_attention_mask=False)
+        encoded = tokenizer(some, truncation=True, max_length=max_length, return_attention_mask=False)
         token_ids += [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
     return token_ids
 

@@ -1,14 +1,12 @@
 """The rules that texts and labels must keep, checked on whole tables, each flaw traced to its rows.
 
-Texts of several columns are joined by one space. Labels are compared as strings, so that the 1 of one file is the 1.0
-of another, and ordered by value if all are numbers, else by the alphabet.
+Texts of several columns are joined by one space. Which classes there are is decided in ``classes.py``.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitrank.errors import InputError
-from splitrank.learning.table_files import Table
+from splitrank.learning.classes import decide_classes, encode, label_doubt, plain_label
+from splitrank.learning.table import Table
 
 MAX_TEXT_CHARACTERS = 1_000_000
 
-_AG_NEWS_NAMES = {"1": "World", "2": "Sports", "3": "Business", "4": "Sci/Tech"}
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
+_NAMED_BY = {"header": "", "us": " (ours: the file has no header)", "settings": " (from data.columns)"}
 
 
 @dataclass(frozen=True)
@@ -63,18 +60,15 @@ def checked_splits(
         InputError: a missing column, an empty, missing, overlong or broken text, a missing label, fewer than two
             classes, or a test label that no training row has.
     """
-    train_texts = texts_of(train, text)
-    train_names = _labels(train, label)
-    test_texts = texts_of(test, text) if test else []
-    test_names = _labels(test, label) if test else []
-
-    train_names, test_names = _as_whole_numbers(train_names, test_names)
-    classes = _at_least_two(train, _ordered(set(train_names), order))
-    train_split = Split(train_texts, _encoded(train, train_names, classes))
+    train_texts, train_names = texts_of(train, text), _labels(train, label)
+    classes = decide_classes(train, train_names, order)
+    train_split = Split(train_texts, encode(train, train_names, classes))
+    if test is None:
+        return train_split, None, classes
     rule, hint = "a test label must also occur in the training rows", f"; the training labels are {_listed(classes)}"
-    test_split = Split(test_texts, _encoded(test, test_names, classes, rule, hint)) if test else None
-    if _looks_like_ag_news(train) and set(classes) == set(_AG_NEWS_NAMES):
-        return train_split, test_split, [_AG_NEWS_NAMES[name] for name in classes]
+    if doubt := label_doubt(classes, len(train_names)):
+        hint += f"; {doubt}"
+    test_split = Split(texts_of(test, text), encode(test, _labels(test, label), classes, rule, hint))
     return train_split, test_split, classes
 
 
@@ -92,50 +86,55 @@ def split_with_classes(
         InputError: what :func:`checked_splits` refuses, or a label that is none of ``classes``.
     """
     texts, names = texts_of(table, text), _labels(table, label)
-    (names,) = _as_whole_numbers(names)
-    if _looks_like_ag_news(table) and set(names) <= set(_AG_NEWS_NAMES):
-        in_order = list(_AG_NEWS_NAMES.values())
-        names = [_AG_NEWS_NAMES[name] for name in names]
-    else:
-        in_order = _ordered(set(names), None)
     if classes is None:
-        present = set(names)
-        classes = _at_least_two(table, [name for name in in_order if name in present])
+        classes = decide_classes(table, names)
     rule = f"a label must be one of the federation's classes ({_listed(classes)})"
-    return Split(texts, _encoded(table, names, classes, rule)), classes
+    return Split(texts, encode(table, names, classes, rule)), classes
 
 
-def _encoded(
-    table: Table, names: Sequence[str], classes: Sequence[str], rule: str = "a label must be a class", hint: str = ""
-) -> NDArray[np.int64]:
-    """Turn the names of a table's labels into indices of the classes.
+def first_with_labels(
+    tables: Iterable[Table], label: str | None, train: Table | None = None
+) -> tuple[Table | None, list[str]]:
+    """Return the first table whose rows are labelled, and the names of those before it, whose labels are hidden.
+
+    Labels are hidden where the column is missing, or nothing in it but missing values and −1. Where other labels stand
+    beside it −1 is a class, and where the training rows have it.
 
     Args:
-        rule, hint: for a label that is no class, what holds, and what stands behind the label.
+        tables: what may be tested on, the best first; read no further than needed.
+        label: the label column; ``"label"`` if None.
+        train: the training rows.
     """
-    index = {name: position for position, name in enumerate(classes)}
-    unknown = [row for row, name in enumerate(names) if name not in index]
-    if unknown:
-        raise InputError(f"{table.name}, {table.rows(unknown)}: {rule}, got {names[unknown[0]]!r}{hint}")
-    return np.array([index[name] for name in names], dtype=np.int64)
+    column, hidden = label or "label", list[str]()
+
+    def labels_of(table: Table) -> set[str]:
+        values = set(map(str, (value for value in table.columns.get(column, []) if not _is_missing(value))))
+        return {plain_label(value.strip()) for value in values} - {""}
+
+    allowed = labels_of(train) if train else set()
+    for table in tables:
+        if labels_of(table) - ({"-1"} - allowed):
+            return table, hidden
+        hidden.append(table.name)
+    return None, hidden
 
 
-def _at_least_two(table: Table, classes: list[str]) -> list[str]:
-    if len(classes) < 2:
-        raise InputError(f"{table.name}: the labels must name at least 2 classes, got only {classes[0]!r}")
-    return classes
+def check_columns(table: Table, text: list[str] | None, label: str | None) -> None:
+    """Check that a table has the columns of texts and labels.
 
-
-def _looks_like_ag_news(table: Table) -> bool:
-    """Return whether a table has the form of AG News as published: no header, three columns."""
-    return table.headerless and len(table.column_names) == 3
+    Raises:
+        InputError: one is missing.
+    """
+    for name in text or table.text_columns:
+        _column(table, name, "data.text")
+    _column(table, label or "label", "data.label")
 
 
 def _column(table: Table, name: str, key: str) -> list[Any]:
     if name not in table.columns:
         raise InputError(
             f"{table.name}: {key} must name one of the columns {_listed(table.column_names)}"
-            f"{' (ours: the file has no header)' if table.headerless else ''}, got {name!r}; "
+            f"{_NAMED_BY[table.names_from]}, got {name!r}{''.join(f' ({note})' for note in table.notes)}; "
             'name yours like data.text=["..."] data.label="..."'
         )
     return table.columns[name]
@@ -143,10 +142,8 @@ def _column(table: Table, name: str, key: str) -> list[Any]:
 
 def texts_of(table: Table, text: list[str] | None) -> list[str]:
     """The text columns of a table, each stripped, joined by one space."""
-    if text is None and table.headerless:
-        text = table.column_names[1:]
     columns = []
-    for name in text or ["text"]:
+    for name in text or table.text_columns:
         values = _column(table, name, "data.text")
         strange = [row for row, value in enumerate(values) if not isinstance(value, str | None)]
         if strange:
@@ -199,10 +196,7 @@ def _labels(table: Table, label: str | None) -> list[str]:
     if strange:
         kind = type(values[strange[0]]).__name__
         raise InputError(f"{table.name}, {table.rows(strange)}: a label must be a string or a number, got {kind}")
-    names = [
-        "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
-        for value in values
-    ]
+    names = ["" if _is_missing(value) else str(value).strip() for value in values]
     broken = [row for row, name in enumerate(names) if not _is_unicode(name)]
     if broken:
         raise InputError(
@@ -216,20 +210,8 @@ def _labels(table: Table, label: str | None) -> list[str]:
     return names
 
 
-def _as_whole_numbers(*names: list[str]) -> list[list[str]]:
-    """Write "1.0" as "1", and so on, if every label of all the lists is a whole number."""
-    matches = {name: _WHOLE_NUMBER.fullmatch(name) for some in names for name in some}
-    whole = {name: match[1] for name, match in matches.items() if match} if all(matches.values()) else {}
-    return [[whole.get(name, name) for name in some] for some in names]
-
-
-def _ordered(classes: set[str], order: list[str] | None) -> list[str]:
-    """Classes in the given order if there is one, else numbers by value, strings by alphabet."""
-    if order is not None:
-        return [name for name in order if name in classes]
-    if all(_NUMBER.fullmatch(name) for name in classes):
-        return sorted(classes, key=lambda name: (float(name), name))
-    return sorted(classes)
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _listed(names: Sequence[str]) -> str:

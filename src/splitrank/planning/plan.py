@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +36,16 @@ Method = Literal["exact", "bisection", "branch-and-bound", "random-frequency"]
 FrequencyPolicy = Literal["least-energy", "least-latency"]
 RankPolicy = Literal["common", "per-client"]
 
+_CHOICES = {"method": Method, "frequency_policy": FrequencyPolicy, "rank_policy": RankPolicy}
+
 OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": branch_and_bound}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who trains at which rank and frequency this round. Arrays have shape (I,).
+    """Who trains at which rank and frequency this round, and what that costs. Arrays have shape (I,).
+
+    `make_plan` returns it; see there for an example, and `plan_json` for the same in plain Python types.
 
     Attributes:
         status: ``"optimal"``, ``"feasible"`` (a method that promises no optimum) or ``"infeasible"``.
@@ -55,7 +61,8 @@ class Plan:
         downlink_s: T_dl [s].
         latency_s: T [s].
         energy_j: E [J].
-        binding: what blocks ``max_rank`` + 1, for every client.
+        binding: what blocks ``max_rank`` + 1, for every client: ``"rank-cap"``, ``"latency"`` (airtime alone),
+            ``"energy"`` or ``"frequency"`` (the processor at full speed).
         shortfalls: what blocks each client that cannot take part, and by how much.
     """
 
@@ -87,13 +94,41 @@ class Plan:
         return None if len(ranks) > 1 else self.largest_rank
 
 
+def _broken_choices(problem: object, chosen: Mapping[str, str], told: Mapping[str, Any]) -> list[str]:
+    """Return sentences about arguments of `make_plan` that are unknown or do not go together."""
+    if not isinstance(problem, Problem):
+        return [f"problem must be a Problem, got {reprlib.repr(problem)}"]
+    problems = [
+        f"{name} must be one of {', '.join(map(repr, get_args(choices)))}, got {chosen[name]!r}"
+        for name, choices in _CHOICES.items()
+        if chosen[name] not in get_args(choices)
+    ]
+    problems += [
+        f"{name} must have shape ({problem.num_clients},), a number for each client, got shape {np.shape(value)}"
+        for name, value in told.items()
+        if value is not None and np.shape(value) != (problem.num_clients,)
+    ]
+    is_drawn, is_private = told["frequency_hz"] is not None, told["told_max_rank"] is not None
+    if is_drawn != (chosen["method"] == "random-frequency"):
+        problems.append(
+            f"frequency_hz must be given for method 'random-frequency' and only then, got {chosen['method']!r}; "
+            "splitrank.planning.solvers.random_frequency.draw_frequency_hz draws it"
+        )
+    is_least_energy = chosen["frequency_policy"] == "least-energy"
+    if not is_drawn and not is_private and is_least_energy and math.isinf(problem.latency_budget_s):
+        problems.append(
+            "frequency_policy must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'"
+        )
+    return problems
+
+
 def make_plan(
     problem: Problem,
     *,
-    method: Method,
-    frequency_policy: FrequencyPolicy,
+    method: Method = "exact",
+    frequency_policy: FrequencyPolicy = "least-energy",
     rank_policy: RankPolicy = "common",
-    sit_out: bool = False,
+    require_all: bool = True,
     frequency_hz: FloatArray | None = None,
     told_max_rank: IntArray | None = None,
 ) -> Plan:
@@ -106,14 +141,39 @@ def make_plan(
     what happens to a client that can do no rank. A client takes part if r_i* reaches its rank floor; floor and ceiling
     of the problem are both the fixed rank where there is one, so that only frequencies are planned.
 
+    Two clients that have 60 s and 20 J for 1e9 cycles, and 1 Mbit up and down, per rank; the second's uplink is slow:
+
+    >>> from splitrank import Affine, Problem, Workload, make_plan
+    >>> bits = Affine(0, 1e6)
+    >>> problem = Problem(
+    ...     workload=Workload(cycles=Affine(0, 1e9), uplink_bits=bits, downlink_bits=bits),
+    ...     uplink_bps=[2e6, 1e5],
+    ...     downlink_bps=2e6,
+    ...     uplink_power_w=0.2,
+    ...     capacitance=1e-27,
+    ...     max_frequency_hz=1e9,
+    ...     energy_budget_j=20.0,
+    ...     latency_budget_s=60.0,
+    ... )
+    >>> plan = make_plan(problem)
+    >>> plan.status, plan.common_rank
+    ('optimal', 5)
+    >>> plan.max_rank.tolist(), plan.binding.tolist()
+    ([26, 5], ['energy', 'latency'])
+    >>> (plan.frequency_hz / 1e9).round(3).tolist()  # in GHz
+    [0.091, 0.667]
+    >>> make_plan(problem, rank_policy="per-client").rank.tolist()
+    [26, 5]
+
     Args:
         problem: the round; of it only links, floor and ceiling are read where max_ranks are told.
-        method: the solver.
+        method: ``"exact"``, ``"bisection"`` and ``"branch-and-bound"`` find the same optimum; ``"random-frequency"``
+            finds the largest rank at frequencies that were drawn.
         frequency_policy: ``"least-energy"`` takes the lowest frequency that is in time, ``"least-latency"`` the
             highest that is within the energy budget; of no effect where frequencies are given or stay private.
         rank_policy: ``"common"`` gives all the rank that the weakest can do, ``"per-client"`` each its own.
-        sit_out: whether a client that cannot do its rank floor sits the round out; otherwise it makes the plan
-            infeasible.
+        require_all: whether a client that cannot do its rank floor makes the plan infeasible; otherwise it sits the
+            round out.
         frequency_hz: drawn frequencies [Hz], shape (I,), for ``"random-frequency"`` and no other method.
         told_max_rank: r_i* where every client has solved its own problem and told nothing else, int64, shape (I,); 0
             for one that can do none, or did not answer. That P1 falls apart into one problem per device is the closing
@@ -124,24 +184,22 @@ def make_plan(
         the plan; an infeasible one has no participants, all of whose ranks are 0.
 
     Raises:
-        ValueError: frequencies given to a solver that plans them, or not given to the one that needs them; or the
-            lowest frequency that is in time, where there is no time limit.
+        ValueError: one line for each rule that is broken: an unknown method or policy; frequencies given to a solver
+            that plans them, or not given to the one that needs them; or the lowest frequency that is in time, where
+            there is no time limit.
     """
-    if (frequency_hz is not None) != (method == "random-frequency"):
-        raise ValueError(f"frequency_hz must be given for 'random-frequency' and only then, method is {method!r}")
     is_private = told_max_rank is not None
-    chooses = frequency_hz is None and not is_private
-    if chooses and frequency_policy == "least-energy" and math.isinf(problem.latency_budget_s):
-        raise ValueError(
-            "frequency_policy must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'"
-        )
+    chosen = {"method": method, "frequency_policy": frequency_policy, "rank_policy": rank_policy}
+    problems = _broken_choices(problem, chosen, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank})
+    if problems:
+        raise ValueError("\n".join(problems))
     if told_max_rank is not None:
         max_rank = told_max_rank
     else:
         max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
 
     able = max_rank >= problem.rank_floor
-    participants = able if sit_out or np.all(able) else np.zeros_like(able)
+    participants = np.zeros_like(able) if require_all and not np.all(able) else able
     planned = bool(np.any(participants))
     allowed = np.minimum(max_rank, problem.rank_ceiling)
     if rank_policy == "common":

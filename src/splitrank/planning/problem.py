@@ -12,54 +12,85 @@ budget is no limit: with T0 infinite f_lat is 0, and any frequency in (0, min(f_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitrank.planning.workload import Rank, Workload
+from splitrank.planning.quantities import Array, Range, as_array, as_arrays, broken
+from splitrank.planning.workload import Affine, Rank, Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+DEFAULT_RANK_CAP = 128
 
-_RANKS = ("rank_cap", "rank_floor", "rank_ceiling")
-_POSITIVE = ("uplink_power_w", "max_frequency_hz", "energy_budget_j", "rank_cap", "rank_floor")
-_NOT_NEGATIVE = (
-    *("capacitance", "joules_per_cycle", "uplink_bps", "downlink_bps", "circuit_energy_j", "overhead_s"),
-    "rank_ceiling",  # 0 stands for one that was left out
-)
+_RANGES = {
+    "uplink_bps": Range("give bit/s, 0 for a client without a link"),
+    "downlink_bps": Range("give bit/s, 0 for a client without a link"),
+    "uplink_power_w": Range("give watts, not dBm", is_positive=True),
+    "capacitance": Range("give Ω such that Ω·f³ is power in watts, 1e-28 for 0.1 W at 1 GHz"),
+    "max_frequency_hz": Range("give hertz, 1e9 for 1 GHz", is_positive=True),
+    "energy_budget_j": Range("give joules", is_positive=True, no_limit=True),
+    "circuit_energy_j": Range("give joules"),
+    "rank_cap": Range("give the largest rank that makes sense", least=1),
+    "overhead_s": Range("give seconds"),
+    "joules_per_cycle": Range("give joules"),
+    "rank_floor": Range("leave it out for 1", least=1),
+    "rank_ceiling": Range("leave it out for rank_cap", least=0),  # 0 stands for one that was left out
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One round's instance of P1 for I clients. Scalars given for arrays are shared by all clients.
+    """One round's instance of P1 for I clients: what the round costs them, and what they have for it.
+
+    A quantity is one number for all clients, or one for each; afterwards it is an array of shape (I,). I is the length
+    of those given for each client, and 1 where there are none.
+
+    Two clients compute 1e9 cycles, and send and receive 1 Mbit, for each rank; the second has a slow uplink:
+
+    >>> from splitrank import Affine, Problem, Workload
+    >>> bits = Affine(0, 1e6)
+    >>> problem = Problem(
+    ...     workload=Workload(cycles=Affine(0, 1e9), uplink_bits=bits, downlink_bits=bits),
+    ...     uplink_bps=[2e6, 1e5],
+    ...     downlink_bps=2e6,
+    ...     uplink_power_w=0.2,
+    ...     capacitance=1e-27,
+    ...     max_frequency_hz=1e9,
+    ...     energy_budget_j=20.0,
+    ...     latency_budget_s=60.0,
+    ... )
+    >>> problem.num_clients, problem.max_frequency_hz
+    (2, array([1.e+09, 1.e+09]))
 
     Attributes:
         workload: cost of the round as a function of the rank.
-        uplink_bps: s_ul [bit/s], shape (I,), >= 0.
-        downlink_bps: s_dl [bit/s], shape (I,), >= 0.
-        uplink_power_w: P_ul [W], shape (I,), > 0.
-        capacitance: Ω, effective switched capacitance; Ω·f³ is power [W], shape (I,), >= 0.
-        max_frequency_hz: f_max [Hz], shape (I,), > 0.
-        circuit_energy_j: ξ, circuit energy of the round [J], shape (I,), >= 0.
-        energy_budget_j: E_0 [J], shape (I,), > 0, infinite for no limit.
+        uplink_bps: s_ul [bit/s], >= 0.
+        downlink_bps: s_dl [bit/s], >= 0.
+        uplink_power_w: P_ul [W], > 0.
+        capacitance: Ω, effective switched capacitance; Ω·f³ is power [W], >= 0.
+        max_frequency_hz: f_max [Hz], > 0.
+        energy_budget_j: E_0 [J], > 0, infinite for no limit.
+        latency_budget_s: T0 [s], one for all clients, > 0, infinite for no limit.
+        latency_margin: share of T0 kept as slack, one for all clients, in [0, 1); 0 if left out.
+        circuit_energy_j: ξ, circuit energy of the round [J], >= 0; 0 if left out.
         rank_cap: the largest rank that a client could be given, the least of ``planner.max_rank`` and every adapted
-            linear's d and k; int64, shape (I,), >= 1. Each client's ``max_rank`` is found up to it.
-        latency_budget_s: T0 [s], > 0, infinite for no limit.
-        latency_margin: share of T0 kept as slack, in [0, 1).
-        overhead_s: T_o, time of a round's exchange that no rate explains [s], shape (I,), >= 0; 0 in the paper.
-        joules_per_cycle: γ, energy of a cycle whatever the clock [J], shape (I,), >= 0; 0 in the paper. A machine that
-            cannot lower its clock, and rests instead, has Ω = 0 and γ = Ω'·f_max², Ω' being that of its power.
-        rank_floor: the smallest rank at which a client may take part, int64, shape (I,), >= 1.
-        rank_ceiling: the largest that a plan gives it, int64, shape (I,), >= rank_floor; left out it is rank_cap. Floor
-            and ceiling are both the fixed rank where there is one.
+            linear's d and k; int64, >= 1; 128 if left out. Each client's ``max_rank`` is found up to it.
+        overhead_s: T_o, time of a round's exchange that no rate explains [s], >= 0; 0 in the paper and if left out.
+        joules_per_cycle: γ, energy of a cycle whatever the clock [J], >= 0; 0 in the paper and if left out. A machine
+            that cannot lower its clock, and rests instead, has Ω = 0 and γ = Ω'·f_max², Ω' being that of its power.
+        rank_floor: the smallest rank at which a client may take part, int64, >= 1; 1 if left out.
+        rank_ceiling: the largest that a plan gives it, int64, >= rank_floor; rank_cap if left out. Floor and ceiling
+            are both the fixed rank where there is one.
 
     Raises:
-        ValueError: a field of another shape or outside its range.
+        ValueError: one line for each rule that is broken, all at once.
     """
 
     workload: Workload
@@ -68,41 +99,50 @@ class Problem:
     uplink_power_w: FloatArray
     capacitance: FloatArray
     max_frequency_hz: FloatArray
-    circuit_energy_j: FloatArray
     energy_budget_j: FloatArray
-    rank_cap: IntArray
     latency_budget_s: float
     latency_margin: float = 0.0
+    circuit_energy_j: FloatArray = field(default_factory=lambda: np.zeros(()))
+    rank_cap: IntArray = field(default_factory=lambda: np.full((), DEFAULT_RANK_CAP, np.int64))
     overhead_s: FloatArray = field(default_factory=lambda: np.zeros(()))
     joules_per_cycle: FloatArray = field(default_factory=lambda: np.zeros(()))
     rank_floor: IntArray = field(default_factory=lambda: np.ones((), np.int64))
     rank_ceiling: IntArray = field(default_factory=lambda: np.zeros((), np.int64))
 
     def __post_init__(self) -> None:
-        costs = (self.workload.cycles, self.workload.uplink_bits, self.workload.downlink_bits)
-        shapes = {np.shape(part) for cost in costs for part in (cost.constant, cost.per_rank)}
-        shape = shapes.pop()
-        if shapes or len(shape) != 1 or shape[0] == 0:
-            raise ValueError(f"a workload must have shape (I,) with I >= 1, got {sorted({shape, *shapes})}")
-        if not (all(np.all(cost(1) >= 0) for cost in costs) and all(np.all(cost.per_rank >= 0) for cost in costs)):
-            raise ValueError("a workload must not cost less than nothing at rank 1, nor less at a higher rank")
-        for name in (*_POSITIVE, *_NOT_NEGATIVE):
-            dtype = np.int64 if name in _RANKS else np.float64
-            given = np.asarray(getattr(self, name), dtype)
-            if given.shape not in ((), shape):
-                raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {given.shape}")
-            value = np.broadcast_to(given, shape)
-            may_be_infinite = name == "energy_budget_j"
-            allowed = (value > 0 if name in _POSITIVE else value >= 0) & (np.isfinite(value) | may_be_infinite)
-            if not np.all(allowed):
-                raise ValueError(f"{name} must be finite and {'> 0' if name in _POSITIVE else '>= 0'}")
-            object.__setattr__(self, name, value)
+        if not isinstance(self.workload, Workload):
+            raise ValueError(f"Problem.workload must be a Workload, got {reprlib.repr(self.workload)}")
+        given: dict[str, object] = {
+            f"workload.{name}.{part}": value
+            for name, cost in vars(self.workload).items()
+            for part, value in vars(cost).items()
+        }
+        arrays, problems = as_arrays(given | {name: getattr(self, name) for name in _RANGES})
+        for name, limits in _RANGES.items():
+            if name in arrays:
+                allowed = limits.allows(arrays[name])
+                problems += broken(name, arrays[name], allowed, limits.rule, limits.hint)
+        problems += [*_broken_costs(arrays), *_broken_budget(self.latency_budget_s, self.latency_margin)]
+        if not problems:
+            self._take(arrays)
+            reached = self.rank_ceiling >= self.rank_floor
+            hint = "leave it out for rank_cap"
+            problems = broken("rank_ceiling", self.rank_ceiling, reached, "at least rank_floor", hint)
+        if problems:
+            raise ValueError("\n".join(f"Problem.{problem}" for problem in problems))
+
+    def _take(self, arrays: Mapping[str, Array]) -> None:
+        """Put arrays of shape (I,) in the place of what was given."""
+        for name, limits in _RANGES.items():
+            dtype = np.float64 if limits.least is None else np.int64
+            object.__setattr__(self, name, arrays[name].astype(dtype, copy=False))
         if not np.any(self.rank_ceiling):
             object.__setattr__(self, "rank_ceiling", np.maximum(self.rank_cap, self.rank_floor))
-        if not np.all(self.rank_floor <= self.rank_ceiling):
-            raise ValueError("rank_floor must be at most rank_ceiling")
-        if not (self.latency_budget_s > 0 and 0 <= self.latency_margin < 1):
-            raise ValueError(f"need T0 > 0 and 0 <= margin < 1, got {self.latency_budget_s}, {self.latency_margin}")
+        costs = {
+            name: Affine(*(arrays[f"workload.{name}.{part}"].astype(np.float64, copy=False) for part in vars(cost)))
+            for name, cost in vars(self.workload).items()
+        }
+        object.__setattr__(self, "workload", Workload(**costs))
 
     @property
     def num_clients(self) -> int:
@@ -115,7 +155,35 @@ class Problem:
         return self.latency_budget_s * (1.0 - self.latency_margin)
 
 
-def of_clients(problem: Problem, clients: IntArray) -> Problem:
+def _broken_costs(arrays: Mapping[str, Array]) -> list[str]:
+    """Return sentences about costs that fall with the rank, or are below 0 at rank 1."""
+    problems = []
+    for name in ("workload.cycles", "workload.uplink_bits", "workload.downlink_bits"):
+        constant, per_rank = arrays.get(f"{name}.constant"), arrays.get(f"{name}.per_rank")
+        if constant is not None and per_rank is not None:
+            hint = "give what each further rank adds"
+            problems += broken(f"{name}.per_rank", per_rank, per_rank >= 0, ">= 0", hint) or broken(
+                f"{name}.constant + per_rank",
+                *(constant + per_rank, constant + per_rank >= 0),
+                *(">= 0, the cost at rank 1", "give a larger constant"),
+            )
+    return problems
+
+
+def _broken_budget(latency_budget_s: object, latency_margin: object) -> list[str]:
+    """Return sentences about what is one number for all clients."""
+    budget_s, margin = as_array(latency_budget_s), as_array(latency_margin)
+    problems = []
+    if budget_s is None or budget_s.ndim or not budget_s > 0:
+        rule = "one number of seconds > 0 for all clients, inf for no limit"
+        problems.append(f"latency_budget_s must be {rule}, got {reprlib.repr(latency_budget_s)}")
+    if margin is None or margin.ndim or not 0 <= margin < 1:
+        rule = "one share for all clients, at least 0 and below 1"
+        problems.append(f"latency_margin must be {rule}, got {reprlib.repr(latency_margin)}; 0 keeps no slack")
+    return problems
+
+
+def subproblem(problem: Problem, clients: IntArray) -> Problem:
     """Return the problem of some clients alone; none of the constraints joins them to the others."""
     chosen: Problem = _chosen(problem, clients)
     return chosen
@@ -168,7 +236,7 @@ def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArr
     return compute_j + problem.uplink_power_w * uplink_s(problem, rank) + problem.circuit_energy_j
 
 
-def left_for_compute(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
+def compute_slack(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
     """What the radio and the circuits leave for computing.
 
     S = T0·(1 - margin) - T_o - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul - γ·C|D|
@@ -200,7 +268,7 @@ def feasible(problem: Problem, rank: Rank) -> BoolArray:
         bool, shape (I,).
     """
     cycles = problem.workload.cycles(rank)
-    spare_s, spare_j = left_for_compute(problem, rank)
+    spare_s, spare_j = compute_slack(problem, rank)
     with np.errstate(invalid="ignore", over="ignore"):
         in_time = cycles <= problem.max_frequency_hz * spare_s
         needed = problem.capacitance * cycles * cycles**2
@@ -225,7 +293,7 @@ def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatA
         and a range that ends at 0 is empty.
     """
     cycles = problem.workload.cycles(rank)
-    spare_s, spare_j = left_for_compute(problem, rank)
+    spare_s, spare_j = compute_slack(problem, rank)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         low_hz = np.where(spare_s > 0, cycles / spare_s, np.inf)
         high_hz = np.where(spare_j > 0, np.sqrt(spare_j / (problem.capacitance * cycles)), 0.0)
@@ -278,7 +346,7 @@ def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | Non
     """Whether cap, airtime or energy rules out a rank that is known not to fit, the first that does; see `binding`."""
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
     cycles = problem.workload.cycles(rank)
-    spare_s, spare_j = left_for_compute(problem, rank)
+    spare_s, spare_j = compute_slack(problem, rank)
     # f_en < f_max says it all: where f_lat <= f_max, a rank that does not fit has f_en < f_lat, hence f_en < f_max.
     with np.errstate(over="ignore"):
         needed_j = problem.capacitance * cycles * ceiling_hz**2

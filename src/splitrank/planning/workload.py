@@ -6,6 +6,7 @@ times measured on the client. All end in the same `Workload`, so no solver knows
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,30 +52,63 @@ KNOWN_SHAPES: dict[str, EncoderShape] = {
 
 @dataclass(frozen=True)
 class Affine:
-    """A cost of each client as a function of the rank: constant + per_rank·r. Fields float64, shape (I,)."""
+    """A cost as a function of the rank: constant + per_rank·r.
+
+    >>> bits = Affine(constant=593_668 * 32, per_rank=9_216 * 32)
+    >>> float(bits(8))
+    21356672.0
+
+    Attributes:
+        constant: what the round costs beside the rank; may be negative, as in the paper's count of cycles.
+        per_rank: what each rank adds. Both are float64 of shape (I,), or one number for all clients; a `Problem` has
+            them in shape (I,).
+    """
 
     constant: FloatArray
     per_rank: FloatArray
 
     def __call__(self, rank: Rank) -> FloatArray:
-        """Return the cost at a rank, one for all clients or one for each, shape (I,)."""
+        """Return the cost at a rank, one for all clients or one for each."""
         return self.constant + self.per_rank * rank
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one round costs each client. Costs may be 0.
+    """What one round costs each client. Costs may be 0, but none below 0 from rank 1 on.
+
+    RoBERTa-base with a head of 593,668 numbers and LoRA of 9,216 numbers per rank, all sent as float32, and 2e12 cycles
+    of training beside 1e10 for each rank:
+
+    >>> numbers = Affine(593_668 * 32, 9_216 * 32)
+    >>> workload = Workload(cycles=Affine(2e12, 1e10), uplink_bits=numbers, downlink_bits=numbers)
+    >>> float(workload.cycles(8)), float(workload.uplink_bits(8))
+    (2080000000000.0, 21356672.0)
+
+    `paper_workload`, `flops_workload` and `measured_workload` count it from a model's sizes and a client's texts.
 
     Attributes:
         cycles: C·|D|·epochs [cycles] of the whole round, all samples and local epochs included. The constant of the
             paper's count is negative; at r = 1 no cost is.
         uplink_bits: M·Q sent once up [bits].
         downlink_bits: M·Q sent once down [bits]; the paper sends the same both ways.
+
+    Raises:
+        ValueError: a cost that is no `Affine`.
     """
 
     cycles: Affine
     uplink_bits: Affine
     downlink_bits: Affine
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"Workload.{name} must be an Affine(constant, per_rank), got {reprlib.repr(cost)}; a cost without a rank "
+            "has per_rank 0"
+            for name, cost in vars(self).items()
+            if not isinstance(cost, Affine)
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from splitrank.planning.problem import (
     Problem,
     feasible,
     frequency_range_hz,
-    of_clients,
+    subproblem,
 )
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
 
@@ -128,8 +128,8 @@ class PlanCurves:
 
 def plan_curves(config: Config, round: int) -> PlanCurves:
     """Plan a round as ``splitrank plan`` does, and compute everything round the plan that its picture shows."""
-    problem = planned_problem(config, round, sit_out=False)
-    plan = plan_round(config, problem, round, sit_out=False)
+    problem = planned_problem(config, round, require_all=True)
+    plan = plan_round(config, problem, round, require_all=True)
     with np.errstate(over="ignore"):
         longest_s = np.array(np.nanmax(plan.latency_s, initial=0.0))
         middle_s = float(_or_spent(np.array(problem.latency_budget_s), longest_s))
@@ -170,7 +170,7 @@ def _smallest(max_rank: IntArray, most: int) -> IntArray:
 
 
 def _ranks(config: Config, problems: Iterable[Problem], round: int, clients: IntArray) -> tuple[IntArray, IntArray]:
-    plans = [plan_round(config, problem, round, sit_out=False).max_rank for problem in problems]
+    plans = [plan_round(config, problem, round, require_all=True).max_rank for problem in problems]
     return np.array([max_rank[clients] for max_rank in plans]), np.array([max_rank.min() for max_rank in plans])
 
 
@@ -179,7 +179,7 @@ def _regions(config: Config, problem: Problem, plan: Plan, round: int) -> tuple[
     drawn_hz = None
     if config.planner.method == "random-frequency":
         drawn_hz = draw_frequency_hz(problem, config.run.seed, round, config.planner.random_range)
-    shown = of_clients(problem, clients)
+    shown = subproblem(problem, clients)
     own_ranks = plan.max_rank[clients]
     # A client that can do nothing is shown over the same ranks as the best one.
     chosen = fixed_rank(config) or plan.largest_rank

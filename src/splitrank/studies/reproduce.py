@@ -85,6 +85,6 @@ def mean_planned_rank(config: Config, draws: int = DRAWS) -> float:
     ranks = []
     for seed in range(draws):
         drawn = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
-        plan = plan_round(drawn, planned_problem(drawn, 1, sit_out=True), 1, sit_out=True)
+        plan = plan_round(drawn, planned_problem(drawn, 1, require_all=False), 1, require_all=False)
         ranks.append(float(plan.rank[plan.participants].mean()) if plan.largest_rank else 0.0)
     return sum(ranks) / draws

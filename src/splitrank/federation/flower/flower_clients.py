@@ -104,21 +104,21 @@ class FlowerClients:
             problem = measured_problem(config, shape, counted, measured(self.roster), state.turn)
         else:
             workload = round_workload(config, shape, counted, state.turn, self.rule.traits)
-            problem = round_problem(config, shape, workload, state.round + 1, sit_out=True)
+            problem = round_problem(config, shape, workload, state.round + 1, require_all=False)
         is_here = np.isin(np.arange(problem.num_clients), list(roster.present))
         return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
         if not self.roster.asks_for_ranks:
-            return plan_round(self.config, problem, state.round + 1, sit_out=True)
+            return plan_round(self.config, problem, state.round + 1, require_all=False)
         planner = self.config.planner
         return make_plan(
             problem,
             method="exact",
             frequency_policy=planner.frequency_policy,
             rank_policy=planner.rank_policy,
-            sit_out=True,
+            require_all=False,
             told_max_rank=ask_for_ranks(self.roster, problem, state),
         )
 
@@ -265,7 +265,9 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
         RunError: too few clients joined in time.
     """
     model = load_model(config, data.label_names)
-    test_outputs = model.prepare(model.tokenize(data.test_texts), "test texts")
+    test_ids = model.tokenize(data.test_texts)
+    data = model.measure(data, None, test_ids)
+    test_outputs = model.prepare(test_ids, "test texts")
     settings = plain_values(model.config)
     if not tell_data:
         settings.pop("data")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitrank.config import Config, config_from, flatten
 from splitrank.errors import InputError
-from splitrank.federation.data import load_data
+from splitrank.federation.data import announced, read_data, table_format
 from splitrank.federation.flower.client_config import ClientConfig
 from splitrank.federation.flower.device_profile import DeviceEstimate, profile_device
 from splitrank.federation.flower.payload import Header
@@ -21,7 +22,8 @@ from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.aggregation.rules import RULES
-from splitrank.learning.data import has_split, load_split
+from splitrank.learning.data import has_test_split, load_split, text_data
+from splitrank.learning.lengths import TokenIds
 from splitrank.learning.partition import partition_iid
 from splitrank.learning.stratified import hold_out
 from splitrank.learning.text_rules import Split
@@ -135,7 +137,7 @@ def _same_model(config: Config, labels: list[str], trunk_sha256: str) -> Model:
 
 def _shards(config: Config, model: Model, labels: list[str]) -> tuple[Share, Share | None]:
     """Return each client's share of the settings' texts, as a run in one process shares them out."""
-    data = load_data(config)
+    data = read_data(config)
     if data.label_names != labels:
         raise InputError(f"the classes must be those of the server ({labels}), got {data.label_names}")
     shares = partition_iid(data.train_labels, config.federation.num_clients, config.run.seed)
@@ -153,19 +155,31 @@ def _own_texts(config: Config, model: Model, labels: list[str], client: int) -> 
     """Return a client's own texts; where something is personal its own test texts, or a share held out for testing."""
     table = config.data
     assert table.path is not None
-    text = list(table.text) if table.text else None
-    split, _ = load_split(table.path, "train", text=text, label=table.label, classes=labels)
+    read = partial(
+        load_split,
+        table.path,
+        text=list(table.text) if table.text else None,
+        label=table.label,
+        form=table_format(config),
+        classes=labels,
+    )
+    train, _, origin = read("train")
+    test = Split([], train.labels[:0])
+    if config.model.head == "local" and has_test_split(table.path):
+        test, _, tested = read("test")
+        origin = replace(origin, test=tested.test)
+    elif config.model.head == "local":
+        held_out = hold_out(train.labels, config.client.test_share, config.run.seed, str(table.path))
+        test = train.select(held_out)
+        train = train.select(np.setdiff1d(np.arange(len(train.texts)), held_out))
+        origin = replace(origin, test=f"held out of {origin.train} by seed {config.run.seed}")
+    train_ids, test_ids = model.tokenize(train.texts), model.tokenize(test.texts)
+    model.measure(announced(text_data(train, test, labels, str(table.path), origin)), train_ids, test_ids)
+    training = _whole(model, train_ids, train.labels, client, "training texts")
     if config.model.head != "local":
-        return _whole(model, split, client, "training texts"), None
-    if has_split(table.path, "test"):
-        test, _ = load_split(table.path, "test", text=text, label=table.label, classes=labels)
-    else:
-        held_out = hold_out(split.labels, config.client.test_share, config.run.seed, str(table.path))
-        test = split.select(held_out)
-        split = split.select(np.setdiff1d(np.arange(len(split.texts)), held_out))
-    return _whole(model, split, client, "training texts"), _whole(model, test, client, "test texts")
+        return training, None
+    return training, _whole(model, test_ids, test.labels, client, "test texts")
 
 
-def _whole(model: Model, split: Split, client: int, what: str) -> Share:
-    outputs = model.prepare(model.tokenize(split.texts), what)
-    return Share(outputs, split.labels, {client: np.arange(len(split.texts))})
+def _whole(model: Model, ids: TokenIds, labels: NDArray[np.int64], client: int, what: str) -> Share:
+    return Share(model.prepare(ids, what), labels, {client: np.arange(len(labels))})

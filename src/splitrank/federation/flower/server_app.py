@@ -23,7 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from splitrank.config import Config, load_config
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
-from splitrank.federation.data import load_data
+from splitrank.federation.data import announced, load_data, table_format
 from splitrank.federation.flower.flower_clients import FlowerClients, connect
 from splitrank.federation.flower.messenger import look_often
 from splitrank.federation.loop import run
@@ -68,11 +68,13 @@ def _run(grid: Grid, context: Context) -> None:
     config = run_folder.resumed_config(out, asked, []) if resume else asked
 
     def nodes(config: Config) -> FlowerClients:
-        data = load_data(config) if clients_have == "shards" else _test_data(config)
+        resumes = out if resume else None
+        read = load_data if clients_have == "shards" else _test_data
+        data = read(config, resumes=resumes)
         return connect(grid, config, data, tell_data=clients_have == "shards", run_id=run_id)
 
     rounds = tracked(run(config, out, resume=resume, connect=nodes), config.run.tracking, out)
-    for line in round_lines(rounds, config):
+    for line in round_lines(rounds, config, out):
         print(line, file=sys.stderr, flush=True)
 
 
@@ -92,13 +94,15 @@ def _wait_until_free(out: Path) -> None:
         lock.close()
 
 
-def _test_data(config: Config) -> TextData:
+def _test_data(config: Config, *, resumes: Path | None) -> TextData:
     """The server's test texts, where training texts are on the clients alone."""
     table = config.data
     if table.path is None:
         raise InputError('data.path must name the server\'s test texts where clients = "own", got a data.name')
-    test, classes = load_split(table.path, "test", text=list(table.text) if table.text else None, label=table.label)
-    return text_data(Split([], np.zeros(0, dtype=np.int64)), test, classes, f"test texts of {table.path}")
+    text = list(table.text) if table.text else None
+    test, classes, origin = load_split(table.path, "test", text=text, label=table.label, form=table_format(config))
+    nothing = Split([], np.zeros(0, dtype=np.int64))
+    return announced(text_data(nothing, test, classes, f"test texts of {table.path}", origin), resumes=resumes)
 
 
 app.main()(main)

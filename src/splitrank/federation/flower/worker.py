@@ -43,7 +43,7 @@ from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.client import Throttle
 from splitrank.logs import show_log
 from splitrank.planning.plan import make_plan
-from splitrank.planning.problem import Problem, of_clients
+from splitrank.planning.problem import Problem, subproblem
 from splitrank.planning.solvers.exact import exact
 
 _LOG = logging.getLogger("splitrank")
@@ -250,10 +250,10 @@ def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
         problem = measured_problem(config, shape, alike, measured, turn)
     else:
         workload = round_workload(config, shape, alike, turn)
-        problem = round_problem(config, shape, workload, int(header["round"]), sit_out=True)
+        problem = round_problem(config, shape, workload, int(header["round"]), require_all=False)
         up_bps, down_bps, overhead_s = rates.values()
         problem = replace(problem, uplink_bps=up_bps, downlink_bps=down_bps, overhead_s=overhead_s)
-    return of_clients(problem, np.array([client]))
+    return subproblem(problem, np.array([client]))
 
 
 def main() -> None:

@@ -16,14 +16,14 @@ from torch import nn
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.factors import resize_factors
 from splitrank.learning.adapters.method import NO_TERMS, LocalTerms
-from splitrank.learning.adapters.peft_lora import attach_lora, factor_parameters, lora_layers
+from splitrank.learning.adapters.peft_lora import attach_lora, check_settings, factor_parameters, lora_layers
 from splitrank.learning.encoder import Encoder
 from splitrank.traits import METHOD_TRAITS, TRAINED_ADAPTER, Distribution, MethodTraits
 
 
 @dataclass(frozen=True)
 class Dora:
-    """DoRA; implements :class:`method.Method`. Attributes as those of :class:`lora.Lora`."""
+    """DoRA; implements :class:`method.Method`. Attributes and errors as those of :class:`lora.Lora`."""
 
     linears: tuple[str, ...]
     scaling: float
@@ -32,6 +32,9 @@ class Dora:
     name: ClassVar[str] = "dora"
     traits: ClassVar[MethodTraits] = METHOD_TRAITS["dora"]
     terms: ClassVar[LocalTerms] = NO_TERMS
+
+    def __post_init__(self) -> None:
+        check_settings(type(self).__name__, self.linears, self.scaling, self.dropout)
 
     def attach(self, encoder: Encoder) -> PeftModel:
         return attach_lora(encoder, self.linears, scaling=self.scaling, dropout=self.dropout, use_dora=True)

@@ -15,7 +15,7 @@ from torch import nn
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.factors import resize_factors
 from splitrank.learning.adapters.method import NO_TERMS, LocalTerms
-from splitrank.learning.adapters.peft_lora import attach_lora, factor_parameters
+from splitrank.learning.adapters.peft_lora import attach_lora, check_settings, factor_parameters
 from splitrank.learning.encoder import Encoder
 from splitrank.traits import METHOD_TRAITS, Distribution, MethodTraits
 
@@ -27,7 +27,10 @@ class Lora:
     Attributes:
         linears: logical names of a layer's linears, out of ``placement.LINEARS``.
         scaling: s = alpha/r, > 0.
-        dropout: of the adapter's input, 0 to 1.
+        dropout: of the adapter's input, at least 0 and below 1.
+
+    Raises:
+        ValueError: one line for each setting that breaks its rule.
     """
 
     linears: tuple[str, ...]
@@ -37,6 +40,9 @@ class Lora:
     name: ClassVar[str] = "lora"
     traits: ClassVar[MethodTraits] = METHOD_TRAITS["lora"]
     terms: ClassVar[LocalTerms] = NO_TERMS
+
+    def __post_init__(self) -> None:
+        check_settings(type(self).__name__, self.linears, self.scaling, self.dropout)
 
     def attach(self, encoder: Encoder) -> PeftModel:
         return attach_lora(encoder, self.linears, scaling=self.scaling, dropout=self.dropout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from peft import PeftModel
@@ -43,6 +43,7 @@ class LocalTerms:
 NO_TERMS = LocalTerms()
 
 
+@runtime_checkable
 class Method(Protocol):
     """An adapter method: a frozen dataclass of its settings."""
 

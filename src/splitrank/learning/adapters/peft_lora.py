@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import Any, cast
@@ -13,7 +14,25 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from splitrank.learning.encoder import Encoder
+from splitrank.placement import LINEARS
 from splitrank.traits import TRAINED_ADAPTER
+
+
+def check_settings(method: str, linears: tuple[str, ...], scaling: float, dropout: float) -> None:
+    """Check the settings that LoRA's family shares.
+
+    Raises:
+        ValueError: one line for each that breaks its rule.
+    """
+    problems = []
+    if not isinstance(linears, tuple) or not linears or not set(linears) <= set(LINEARS):
+        problems.append(f"linears must be a tuple of some of {', '.join(LINEARS)}, got {linears!r}")
+    if not isinstance(scaling, int | float) or not 0 < scaling < math.inf:
+        problems.append(f"scaling must be finite and > 0, got {scaling!r}; 2.0 is customary")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        problems.append(f"dropout must be at least 0 and below 1, got {dropout!r}; 0 drops nothing")
+    if problems:
+        raise ValueError("\n".join(f"{method}.{problem}" for problem in problems))
 
 
 def attach_lora(

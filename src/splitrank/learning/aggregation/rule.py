@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from splitrank.errors import InputError, check_types
 from splitrank.learning.adapters.adapter import Adapter, kind_of
 from splitrank.learning.adapters.method import NO_TERMS, LocalTerms
 from splitrank.learning.adapters.selection import Index, Select, by_kind
@@ -63,6 +64,9 @@ class Rule:
         combine: see :data:`Combine`.
         selection: which numbers are trained and sent; None for what the traits say of whole kinds.
         terms: what it adds to a client's steps.
+
+    Raises:
+        InputError: one line for each attribute of another type.
     """
 
     name: str
@@ -70,6 +74,16 @@ class Rule:
     combine: Combine
     selection: Select | None = None
     terms: LocalTerms = NO_TERMS
+
+    def __post_init__(self) -> None:
+        combine: object = self.combine
+        check_types(
+            name=(self.name, str, "any name that the package does not use"),
+            traits=(self.traits, RuleTraits, "see splitrank.traits"),
+        )
+        if not callable(combine):
+            what = "a function of starts, updates, weights and memory"
+            raise InputError(f"combine must be {what}, got {combine!r}; see splitrank.learning.aggregation.rule")
 
     def select(self, name: str, tensor: Tensor, client: int, turn: int) -> Index | None:
         """Return the index of what a client trains and sends of a tensor in a turn; None for all of it."""

@@ -8,9 +8,9 @@ from splitrank.planning.problem import (
     FloatArray,
     IntArray,
     Problem,
+    compute_slack,
     downlink_s,
     feasible,
-    left_for_compute,
     on_air_s,
     round_to_feasible,
     uplink_s,
@@ -61,7 +61,7 @@ def relaxation(problem: Problem) -> FloatArray:
         rank = np.where(feasible(problem, 1), np.fmin(rank, problem.rank_cap), 0.0)
         while True:
             cycles = work.cycles(rank)
-            spare_s, spare_j = left_for_compute(problem, rank)
+            spare_s, spare_j = compute_slack(problem, rank)
             slowest_hz = np.where(cycles == 0, 0.0, cycles / spare_s)
             excess_j = problem.capacitance * cycles * slowest_hz**2 - spare_j
             slope_j = (
