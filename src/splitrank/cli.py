@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splitrank.errors import InputError, RunError
+from splitrank.errors import InfeasibleError, InputError, RunError
 from splitrank.logs import show_log
 from splitrank.progress import show_bars
 
@@ -60,6 +60,8 @@ def _errors_as_exit_codes() -> Iterator[None]:
         yield
     except InputError as error:
         raise _fail(str(error), 2) from None
+    except InfeasibleError as error:
+        raise _fail(str(error), 3) from None
     except RunError as error:
         raise _fail(str(error), 1) from None
     except KeyboardInterrupt:
@@ -210,6 +212,10 @@ def run(
         _write_report_of_run(folder)
         result = export_folder(settings)
         print(f"Run folder: {folder}  ({result}: {folder / result})", file=sys.stderr)
+    if not any(
+        client.get("dropped") is False for record in run_folder.read_records(folder) for client in record.clients
+    ):
+        raise typer.Exit(3)
 
 
 def _write_report_of_run(folder: Path) -> None:

@@ -45,5 +45,9 @@ def _described(kind: type | UnionType) -> str:
     return " or ".join("None" if one is NoneType else f"a {one.__name__}" for one in get_args(kind) or (kind,))
 
 
+class InfeasibleError(Exception):
+    """Too few clients can take part within their budgets. The command ends with exit code 3."""
+
+
 class RunError(Exception):
     """A run cannot go on although its settings are in order. The command ends with exit code 1; the folder resumes."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from splitrank.config import Config
 from splitrank.errors import ConfigError, check_types
 from splitrank.federation import wire
+from splitrank.federation.able import check_able
 from splitrank.federation.costs import round_workload, with_merged_parts
 from splitrank.federation.model import Model, load_model, method_of
 from splitrank.federation.problems import plan_round, round_problem
@@ -162,7 +163,12 @@ def check_counts(rule: Rule, model: Model) -> None:
 
 
 def make_clients(
-    config: Config, data: TextData, *, rule: Rule | None = None, method: Method | None = None
+    config: Config,
+    data: TextData,
+    *,
+    rule: Rule | None = None,
+    method: Method | None = None,
+    refuse_unable: bool = True,
 ) -> InProcessClients:
     """Load the encoder, share out the texts, and open the trunk's cached output.
 
@@ -172,8 +178,11 @@ def make_clients(
         rule: an aggregation rule of one's own; None for the one that the settings name.
         method: an adapter method of one's own; None for the one that the settings name. Costs are counted as for the
             named one, so it must have tensors of the same sizes.
+        refuse_unable: whether to refuse a federation in which too few clients could ever take part, rather than let
+            all of them sit out.
 
     Raises:
+        InfeasibleError: too few clients could ever take part.
         InputError, ConfigError: settings that the model or the texts cannot meet; an argument of another type.
         TypeError: a method that the forward pass would leave out in part.
     """
@@ -196,8 +205,10 @@ def make_clients(
     lengths = np.array([len(ids) for ids in train_ids], dtype=np.int64)
     texts = text_stats([lengths[rows] for rows in train_rows])
     workload = round_workload(config, model.shape, texts, rule=rule.traits)
-    # Finds impossible quantities before any work is done.
-    round_problem(config, model.shape, workload, 1, require_all=False)
+    # Finds impossible quantities, and clients that never can take part, before any work is done.
+    problem = round_problem(config, model.shape, workload, 1, require_all=False)
+    if refuse_unable:
+        check_able(config, problem)
     return InProcessClients(
         model=model,
         rule=rule,

@@ -38,9 +38,15 @@ _LOG = logging.getLogger("splitrank")
 _PACKAGES = ("splitrank", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "tokenizers", "safetensors")
 
 
-def make_clients_of(config: Config, *, resumes: Path | None = None) -> InProcessClients:
-    """All clients in this process, with the texts that the settings name, of the run in a folder if it goes on."""
-    return make_clients(config, load_data(config, resumes=resumes))
+def make_clients_of(config: Config, *, resumes: Path | None = None, refuse_unable: bool = True) -> InProcessClients:
+    """Return all clients in this process, with the texts that the settings name.
+
+    Args:
+        config: the settings.
+        resumes: the folder of a run that goes on with these texts; None where a run starts.
+        refuse_unable: as in `make_clients`.
+    """
+    return make_clients(config, load_data(config, resumes=resumes), refuse_unable=refuse_unable)
 
 
 def run(
@@ -49,6 +55,7 @@ def run(
     *,
     resume: bool = False,
     connect: Callable[[Config], Clients] | None = None,
+    refuse_unable: bool = True,
 ) -> Generator[RoundRecord]:
     """Run a federation and yield each round's record once it is safe on disk, round 0 first.
 
@@ -60,8 +67,10 @@ def run(
         out: the run folder, new or empty unless resumed.
         resume: continue the run in ``out``.
         connect: gives the clients; None for those of this process.
+        refuse_unable: as in `make_clients`; of no effect where ``connect`` is given.
 
     Raises:
+        InfeasibleError: too few clients could ever take part; nothing is left.
         InputError: settings, data or a folder that cannot be used; nothing half-written is left.
         RunError: training diverged; the folder stays resumable.
     """
@@ -76,7 +85,11 @@ def run(
             _check_resumable(folder)
         else:
             run_folder.check_new(out)
-        clients = connect(config) if connect else make_clients_of(config, resumes=out if resume else None)
+        clients = (
+            connect(config)
+            if connect
+            else make_clients_of(config, resumes=out if resume else None, refuse_unable=refuse_unable)
+        )
         config = clients.config
         held.callback(clients.close)
         manifest = manifest_of(config, clients)

@@ -64,9 +64,24 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
             "rank_is_fixed": fixed_rank(config) is not None,
             "clients": clients,
             **({"adapter_parameters_constant": numbers.constant} if numbers.constant else {}),
+            **(_able(config, round) if plan.status == "infeasible" else {}),
         }
     )
     return plain
+
+
+def _able(config: Config, round: int) -> dict[str, Any]:
+    """Return the plan of those who can take part, as a run would go on with them; nothing where nobody can."""
+    problem = planned_problem(config, round, require_all=False)
+    plan = plan_round(config, problem, round, require_all=False)
+    if plan.status == "infeasible":
+        return {}
+    report = plan_json(plan, problem)
+    parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for client, takes_part in zip(report["clients"], plan.participants, strict=True):
+        parts[bool(takes_part)].append(client)
+    sits_out = [{"client": client["client"], "shortfall": client["shortfall"]} for client in parts[False]]
+    return {"able": {**report, "clients": parts[True], "sits_out": sits_out}}
 
 
 _COLUMNS = ("client", "max rank", "GHz", "compute s", "up s", "down s", "latency s", "energy J")
@@ -110,11 +125,21 @@ def plan_lines(report: dict[str, Any]) -> Iterator[str]:
     for client in clients:
         if "shortfall" in client:
             yield f"client {client['client']} cannot take part: {shortfall_text(client['shortfall'])}"
+    if "able" in report:
+        yield from _able_lines(report["able"])
     if "preparation_s" in clients[0]:
         seconds = max(client["preparation_s"] for client in clients)
         joules = max(client["preparation_j"] for client in clients)
         cost = f"up to {seconds:,.0f} s and {joules:,.0f} J"
         yield f"once, before the rounds and outside their budgets: the frozen layers, {cost}"
+
+
+def _able_lines(able: dict[str, Any]) -> Iterator[str]:
+    ranks = sorted({client["rank"] for client in able["clients"]})
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    names = [str(client["client"]) for client in able["clients"]]
+    shown = ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])} and {len(names) - 10} more"
+    yield f"a run goes on without: {rank} for {'client' if len(names) == 1 else 'clients'} {shown} ({able['status']})"
 
 
 def _headlines(report: dict[str, Any], ranks: list[int]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from splitrank.config import Config, plain_values
 from splitrank.errors import RunError
 from splitrank.federation import wire
+from splitrank.federation.able import check_able
 from splitrank.federation.clients import NoUpdate
 from splitrank.federation.costs import round_workload
 from splitrank.federation.flower.checks import checked_update
@@ -262,6 +263,7 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
 
     Raises:
         InputError, ConfigError: settings that the model or the texts cannot meet.
+        InfeasibleError: too few clients could ever take part.
         RunError: too few clients joined in time.
     """
     model = load_model(config, data.label_names)
@@ -276,4 +278,6 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
     rule = RULES[config.federation.aggregation]
     clients = FlowerClients(model, rule, data, test_outputs, held_out_shares(model.config, data), roster, run_id)
     roster.gather_all()
+    if not roster.asks_for_ranks:
+        check_able(model.config, clients.problem(clients.initial_state()))
     return clients

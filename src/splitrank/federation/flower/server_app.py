@@ -21,7 +21,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from splitrank.config import Config, load_config
-from splitrank.errors import InputError, RunError
+from splitrank.errors import InfeasibleError, InputError, RunError
 from splitrank.federation import run_folder
 from splitrank.federation.data import announced, load_data, table_format
 from splitrank.federation.flower.flower_clients import FlowerClients, connect
@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     del sys.argv[1:]  # Flower's, a token among them, which manifest.json must not keep
     try:
         _run(grid, context)
-    except (InputError, RunError) as error:
+    except (InputError, InfeasibleError, RunError) as error:
         raise error.with_traceback(None) from None  # Flower prints it; the sentence says all
 
 
