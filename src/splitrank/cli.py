@@ -219,8 +219,8 @@ def run(
 
 
 def _write_report_of_run(folder: Path) -> None:
-    from splitrank.studies.recorded import read_run
     from splitrank.studies.report import write_report
+    from splitrank.studies.run_reader import read_run
 
     write_report([read_run(folder)], folder / "report.html", folder.name)
 
@@ -268,18 +268,18 @@ def sweep(
 ) -> None:
     """Run every combination of a file's settings; the same command again runs what is missing.
 
-    SWEEP.toml names a base, [set] for what all members share, [grid] or [[list]] for what varies, and seeds; an
-    example stands in docs/studies.md. Leaves results.csv, results.parquet, report.html, and a run folder per member.
+    SWEEP.toml names a base, [set] for what all trials share, [grid] or [[list]] for what varies, and seeds; an
+    example stands in docs/studies.md. Leaves results.csv, results.parquet, report.html, and a run folder per trial.
     """
     with _errors_as_exit_codes():
         from splitrank.studies.sweep import read_sweep
 
-        members = read_sweep(file)
+        trials = read_sweep(file)
         with _leave_at_once_when_interrupted():
-            from splitrank.studies.study import complete
+            from splitrank.studies.study import run_sweep
 
         folder = out or Path("runs") / file.stem
-        _print_study(complete(members, folder, file.stem, jobs=_jobs(jobs), ray_address=ray), folder)
+        _print_study(run_sweep(trials, folder, file.stem, jobs=_jobs(jobs), ray_address=ray), folder)
         print(f"Results: {folder / 'results.csv'}  (report: {folder / 'report.html'})", file=sys.stderr)
 
 
@@ -303,11 +303,11 @@ def reproduce(
     """
     with _errors_as_exit_codes():
         from splitrank.config import parse_overrides
-        from splitrank.studies.experiments import chosen_experiments, experiment_members, read_study
+        from splitrank.studies.experiments import chosen_experiments, experiment_trials, read_study
 
         study, changed = read_study(preset), parse_overrides(overrides or [])
         experiments = {
-            name: experiment_members(study, name, changed, range(seeds))
+            name: experiment_trials(study, name, changed, range(seeds))
             for name in chosen_experiments(study, experiment)
         }
         if dry_run:
@@ -321,10 +321,10 @@ def reproduce(
             from splitrank.studies.reproduce import reproduce as repeat
 
         folder, failed = out or Path("runs") / f"reproduce-{preset}", []
-        for name, members in experiments.items():
-            print(f"{name}, {len(members)} members", flush=True)
+        for name, trials in experiments.items():
+            print(f"{name}, {len(trials)} trials", flush=True)
             try:
-                lines = repeat(study, name, members, folder / name, jobs=_jobs(jobs), ray_address=ray)
+                lines = repeat(study, name, trials, folder / name, jobs=_jobs(jobs), ray_address=ray)
                 _print_study(lines, folder)
             except RunError as error:
                 failed.append(str(error))
@@ -363,7 +363,7 @@ def report(
             print(f"Error: {problem}", file=sys.stderr)
         if not runs:
             if not unreadable:
-                raise InputError(f"RUN_DIR must be a run or a sweep with members, got {run_dirs[0]} without any")
+                raise InputError(f"RUN_DIR must be a run or a sweep with trials, got {run_dirs[0]} without any")
             raise typer.Exit(2)
         check_same_experiment(runs)
         file = out or (run_dirs[0] / "report.html" if len(run_dirs) == 1 else Path("report.html"))

@@ -18,9 +18,10 @@ from splitrank.errors import InputError
 from splitrank.federation import wire
 from splitrank.federation.export_forms import export_folder
 from splitrank.learning.aggregation.distribute import distribute
-from splitrank.studies.recorded import read_run
 from splitrank.studies.report import write_report
+from splitrank.studies.run_reader import read_run
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+from tests.studies.written_runs import records_of
 
 ROUNDS = 3
 COMMON = ["model.precision=fp32", f"federation.rounds={ROUNDS}", "train.learning_rate=5e-3"]
@@ -62,7 +63,7 @@ def without_wall(folder) -> list[dict]:
             return {key: cut(item) for key, item in value.items() if "wall" not in key}
         return [cut(item) for item in value] if isinstance(value, list) else value
 
-    return [cut(record) for record in read_run(folder).records]
+    return [cut(record) for record in records_of(folder)]
 
 
 def weights(folder) -> dict[str, bytes]:
@@ -142,7 +143,7 @@ def test_through_flowers_messages(method, rule, policy, config_of, tmp_path):
             for header, down, _, up in sent
             if header["kind"] == "train"
         }
-        for record in read_run(tmp_path / "flower").records[1:]:
+        for record in records_of(tmp_path / "flower")[1:]:
             for client in record["clients"]:
                 bits = client["downlink_bits"], client["uplink_bits"]
                 assert updates[record["round"], client["client"]] == bits
@@ -208,7 +209,7 @@ def test_a_run_goes_on_where_nobody_can_tell_how_well_it_does(config_of, tmp_pat
     with flower(Mute) as (connect, _):
         list(islice(run(config, tmp_path / "run", connect=connect), 2))
         list(run(config, tmp_path / "run", resume=True, connect=connect))
-    records = read_run(tmp_path / "run").records
+    records = records_of(tmp_path / "run")
     assert [record["accuracy"] for record in records] == [None] * (ROUNDS + 1)
     write_report([read_run(tmp_path / "run")], tmp_path / "report.html", "run")
 

@@ -15,8 +15,8 @@ import pytest
 from splitrank import predict, run
 from splitrank.errors import InputError
 from splitrank.federation.run_folder import resumed_config
-from splitrank.studies.recorded import read_run
 from splitrank.studies.report import write_report
+from splitrank.studies.run_reader import read_run
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-0.1.0"
 
@@ -48,7 +48,7 @@ def test_its_report_is_drawn_with_its_baseline(old):
     write_report(runs, old / "report.html", "old")
     page = (old / "report.html").read_text()
     assert "full fine-tuning" in page
-    assert [record["rank"] for record in runs[0].records] == [0, 4, 8]
+    assert runs[0].rounds["rank"].tolist() == [0, 4, 8]
 
 
 def test_resuming_it_is_refused_by_name_and_loses_nothing(old):

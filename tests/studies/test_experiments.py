@@ -14,10 +14,10 @@ from splitrank.federation.costs import round_workload
 from splitrank.federation.problems import plan_round, round_problem
 from splitrank.federation.sizes import encoder_shape
 from splitrank.federation.texts import nominal_text_stats
-from splitrank.studies import figures
-from splitrank.studies.experiments import PRESETS, VARIED, chosen_experiments, experiment_members, read_study
+from splitrank.studies import figures, verdicts
+from splitrank.studies.experiments import PRESETS, VARIED, chosen_experiments, experiment_trials, read_study
 from splitrank.studies.reproduce import planned_ranks
-from splitrank.studies.verdicts import FAILS, HOLDS, UNRESOLVED, judge, paired
+from splitrank.studies.verdicts import FAILS, HOLDS, UNRESOLVED, paired
 
 # Means over 200 draws with the paper's 3 clients, for T0 at E0 = 25 kJ and for E0 at T0 = 18,000 s.
 PLANNER = {
@@ -31,18 +31,18 @@ RANDOM_FREQUENCY = {
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_gives_members(preset):
+def test_every_preset_gives_trials(preset):
     study = read_study(preset)
     for experiment in chosen_experiments(study, "all"):
-        members = experiment_members(study, experiment, {}, range(2))
-        assert len({member.name for member in members}) == len(members)
-        assert {member.config.run.seed for member in members} == {0, 1}
+        trials = experiment_trials(study, experiment, {}, range(2))
+        assert len({trial.name for trial in trials}) == len(trials)
+        assert {trial.config.run.seed for trial in trials} == {0, 1}
 
 
 @pytest.mark.parametrize("experiment", ["latency", "energy"])
 @pytest.mark.parametrize("preset", ["paper", "small"])
 def test_mean_ranks_are_those_of_the_calibration(preset, experiment):
-    ranks = planned_ranks(experiment_members(read_study(preset), experiment, {}, [0]))
+    ranks = planned_ranks(experiment_trials(read_study(preset), experiment, {}, [0]))
     for method, expected in (("exact", PLANNER), ("random-frequency", RANDOM_FREQUENCY)):
         found = ranks[ranks["planner.method"] == method]["rank"].to_numpy()
         np.testing.assert_allclose(found, expected[experiment], rtol=0.05, atol=0.1)
@@ -52,8 +52,8 @@ def test_mean_ranks_are_those_of_the_calibration(preset, experiment):
 def test_the_small_preset_has_the_ranks_of_the_papers_size(experiment):
     """The same seed draws the same clients and channels, so not only the means are equal."""
     for large, small in zip(
-        experiment_members(read_study("paper"), experiment, {}, [5]),
-        experiment_members(read_study("small"), experiment, {}, [5]),
+        experiment_trials(read_study("paper"), experiment, {}, [5]),
+        experiment_trials(read_study("small"), experiment, {}, [5]),
         strict=True,
     ):
         plans = []
@@ -71,8 +71,8 @@ def test_no_client_is_ever_below_its_rank_under_random_frequency(preset):
     study = read_study(preset)
     for experiment in set(study.experiments) & {"latency", "energy", "bandwidth", "distance"}:
         by_point: dict[str, dict[str, np.ndarray]] = {}
-        for member in experiment_members(study, experiment, {}, range(3)):
-            config = member.config
+        for trial in experiment_trials(study, experiment, {}, range(3)):
+            config = trial.config
             shape = encoder_shape(config)
             workload = round_workload(config, shape, nominal_text_stats(config))
             ranks = [
@@ -81,31 +81,31 @@ def test_no_client_is_ever_below_its_rank_under_random_frequency(preset):
                 )
                 for round in range(1, 6)
             ]
-            point = f"{member.varied[VARIED[experiment]]}, {config.run.seed}"
+            point = f"{trial.varied[VARIED[experiment]]}, {config.run.seed}"
             by_point.setdefault(point, {})[config.planner.method] = np.array([plan.max_rank for plan in ranks])
         for point, methods in by_point.items():
             assert (methods["exact"] >= methods["random-frequency"]).all(), (experiment, point)
 
 
 def test_placement_has_its_baselines():
-    members = experiment_members(read_study("small"), "placement", {}, [0])
-    placements = [member.config.model.trained_layers for member in members if not member.baseline]
+    trials = experiment_trials(read_study("small"), "placement", {}, [0])
+    placements = [trial.config.model.trained_layers for trial in trials if not trial.baseline]
     assert placements == ["first:3", "middle:3", "last:3", "all"]
-    (centralised,) = [member for member in members if member.name.startswith("centralised")]
-    federated = members[2].config
+    (centralised,) = [trial for trial in trials if trial.name.startswith("centralised")]
+    federated = trials[2].config
     config = centralised.config
     assert config.federation.num_clients == 1
     assert (
         config.federation.local_epochs * config.federation.rounds
         == federated.federation.local_epochs * federated.federation.rounds
     )
-    changed = experiment_members(
+    changed = experiment_trials(
         read_study("small"), "placement", {"federation.local_epochs": 2, "train.learning_rate": 1e-3}, [0]
     )
-    assert {member.config.train.learning_rate for member in changed} == {1e-3}
-    (centralised,) = [member for member in changed if member.name.startswith("centralised")]
+    assert {trial.config.train.learning_rate for trial in changed} == {1e-3}
+    (centralised,) = [trial for trial in changed if trial.name.startswith("centralised")]
     assert centralised.config.federation.local_epochs == 2 * 5
-    (full,) = [member for member in members if member.baseline == "full-fine-tuning"]
+    (full,) = [trial for trial in trials if trial.baseline == "full-fine-tuning"]
     assert full.config.model.trained_layers == "last:3"
 
 
@@ -115,15 +115,15 @@ def test_what_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"EXPERIMENT must be one of placement, .* got 'bandwidth'"):
         chosen_experiments(read_study("small"), "bandwidth")
     with pytest.raises(InputError, match=r"adapter.rank must be either varied or the same .*rank varies it"):
-        experiment_members(read_study("small"), "rank", {"adapter.rank": 3}, [0])
+        experiment_trials(read_study("small"), "rank", {"adapter.rank": 3}, [0])
     with pytest.raises(InputError, match=r"adapter.rnk must be a known key"):
-        experiment_members(read_study("small"), "rank", {"adapter.rnk": 3}, [0])
+        experiment_trials(read_study("small"), "rank", {"adapter.rnk": 3}, [0])
 
 
 def test_a_folder_takes_the_place_of_the_offline_texts():
-    members = experiment_members(read_study("small"), "rank", {"data.path": "news"}, [0])
-    assert members[0].config.data.name is None
-    assert members[0].config.data.path.endswith("/news")
+    trials = experiment_trials(read_study("small"), "rank", {"data.path": "news"}, [0])
+    assert trials[0].config.data.name is None
+    assert trials[0].config.data.path.endswith("/news")
 
 
 def series(values: list[float]) -> pd.Series:
@@ -150,7 +150,7 @@ def test_a_rise_after_the_peak_is_no_fall():
         {"adapter.rank": [1, 32, 128] * 3, "run.seed": [0] * 3 + [1] * 3 + [2] * 3,
          "accuracy": [0.5, 0.7, 0.8, 0.5, 0.71, 0.8, 0.5, 0.72, 0.8]}
     )  # fmt: skip
-    rises, falls = judge("rank", ranks, {})
+    rises, falls = verdicts.test_expectations("rank", ranks, {})
     assert rises.outcome == HOLDS
     assert falls.outcome == FAILS
     assert str(falls).startswith("does not hold: accuracy is higher at rank 32 than at rank 128 (-9.00 points")
@@ -175,29 +175,29 @@ def budget_table(experiment: str, gain: float) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def rounds_with(max_rank: int) -> list[dict]:
-    return [{"clients": []}, {"clients": [{"max_rank": max_rank}, {"max_rank": 7}]}]
+def clients_with(max_rank: int) -> pd.DataFrame:
+    return pd.DataFrame({"client": [0, 1, 0, 1], "max_rank": [np.nan, np.nan, max_rank, 7]}, index=[0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("experiment", ["latency", "energy", "bandwidth"])
 def test_a_budget_experiment_is_judged(experiment):
     table = budget_table(experiment, gain=1.0)
-    records = {name: rounds_with(5 if name.startswith("exact") else 3) for name in table["member"]}
+    clients = {name: clients_with(5 if name.startswith("exact") else 3) for name in table["member"]}
     table["accuracy"] += 0.002 * table["run.seed"] * (table[VARIED[experiment]] == 100)
-    assert [verdict.outcome for verdict in judge(experiment, table, records)][:1] == [HOLDS]
-    assert judge(experiment, table, records)[3].outcome == HOLDS
-    worse = {name: rounds_with(2 if name.startswith("exact") else 3) for name in table["member"]}
-    assert judge(experiment, table, worse)[3].outcome == FAILS
+    assert [verdict.outcome for verdict in verdicts.test_expectations(experiment, table, clients)][:1] == [HOLDS]
+    assert verdicts.test_expectations(experiment, table, clients)[3].outcome == HOLDS
+    worse = {name: clients_with(2 if name.startswith("exact") else 3) for name in table["member"]}
+    assert verdicts.test_expectations(experiment, table, worse)[3].outcome == FAILS
     falling = budget_table(experiment, gain=-1.0)
     falling["accuracy"] += 0.002 * falling["run.seed"] * (falling[VARIED[experiment]] == 100)
-    assert judge(experiment, falling, records)[0].outcome == FAILS
+    assert verdicts.test_expectations(experiment, falling, clients)[0].outcome == FAILS
 
 
 def test_less_distance_is_the_looser_side():
     table = budget_table("distance", gain=-1.0)
     table["accuracy"] += 0.002 * table["run.seed"] * (table["radio.distance_m"] == 1)
-    records = {name: rounds_with(3) for name in table["member"]}
-    assert judge("distance", table, records)[0].outcome == HOLDS
+    clients = {name: clients_with(3) for name in table["member"]}
+    assert verdicts.test_expectations("distance", table, clients)[0].outcome == HOLDS
 
 
 def placement_table() -> pd.DataFrame:
@@ -225,7 +225,10 @@ def placement_table() -> pd.DataFrame:
 
 
 def test_placements_are_judged_without_their_baselines():
-    outcomes = {verdict.expectation: verdict.outcome for verdict in judge("placement", placement_table(), {})}
+    outcomes = {
+        verdict.expectation: verdict.outcome
+        for verdict in verdicts.test_expectations("placement", placement_table(), {})
+    }
     assert outcomes["all layers are better than last:3"] == HOLDS
     assert outcomes["last:3 is better than first:3"] == HOLDS
     assert outcomes["first:3 is better than no fine-tuning"] == HOLDS

@@ -25,14 +25,14 @@ from splitrank.files import write_atomically
 from splitrank.learning.client import Update
 from splitrank.learning.trunk import TrunkOutputs
 from splitrank.studies import cost
-from splitrank.studies.execution import is_finished, prepare
-from splitrank.studies.member import run_member
-from splitrank.studies.recorded import read_run
+from splitrank.studies.execution import is_finished, pending_trials
 from splitrank.studies.report import write_report
-from splitrank.studies.results import member_line, table_of, write_table
-from splitrank.studies.study import complete
-from splitrank.studies.sweep import FULL_FINE_TUNING, Member, members
-from tests.studies.written_runs import Elements, chart_data
+from splitrank.studies.results import table_of, trial_line, write_table
+from splitrank.studies.run_reader import read_run
+from splitrank.studies.study import run_sweep
+from splitrank.studies.sweep import FULL_FINE_TUNING, Trial, make_trials
+from splitrank.studies.trial import run_trial
+from tests.studies.written_runs import Elements, chart_data, records_of
 
 FP32 = "model.precision=fp32"
 ONE_LAYER = 4 * (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32) + 2 * 2 * 32
@@ -75,7 +75,7 @@ def trained(clients: InProcessClients, state: State, client: int, round: int = 1
 
 
 def without_wall(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if "wall" not in key} for record in read_run(folder).records]
+    return [{key: value for key, value in record.items() if "wall" not in key} for record in records_of(folder)]
 
 
 def plain_model(folder: Path, start: Mapping[str, Tensor]) -> torch.nn.Module:
@@ -239,8 +239,7 @@ def test_records_and_folder(precision, full_config, tmp_path):
     assert [record.round for record in records] == [0, 1, 2, 3, 4]
     assert records[-1].accuracy > records[0].accuracy + 0.15
     bits = 32.0 * (3 * ONE_LAYER + HEAD)
-    written = read_run(tmp_path / "one")
-    for record in written.records[1:]:
+    for record in records_of(tmp_path / "one")[1:]:
         assert (record["rank"], record["status"], record["factor_averaging_error"]) == (1, "optimal", None)
         for client in record["clients"]:
             assert (client["rank"], client["max_rank"]) == (1, 1)
@@ -250,8 +249,9 @@ def test_records_and_folder(precision, full_config, tmp_path):
             assert client["latency_s"] > client["uplink_s"] > 0
             assert client["energy_j"] > 0
             assert client["dropped"] is False
+    written = read_run(tmp_path / "one")
     assert written.config.model.precision == precision
-    assert "baseline" not in written.manifest
+    assert written.baseline is None
     # Its own settings reproduce it.
     list(run(load_config(str(tmp_path / "one" / "config.toml")), tmp_path / "two"))
     assert without_wall(tmp_path / "two") == without_wall(tmp_path / "one")
@@ -307,9 +307,11 @@ LORA_ONLY = {
 }
 
 
-def full_members(base: Path, extra: str, seeds: list[int]) -> list[Member]:
+def full_trials(base: Path, extra: str, seeds: list[int]) -> list[Trial]:
     base.write_text(base.read_text() + "\n".join(line.strip() for line in extra.splitlines()))
-    return members(str(base), [{"federation.rounds": 2}], [{"train.learning_rate": 1e-3}], seeds, "full-fine-tuning")
+    return make_trials(
+        str(base), [{"federation.rounds": 2}], [{"train.learning_rate": 1e-3}], seeds, "full-fine-tuning"
+    )
 
 
 @pytest.fixture
@@ -329,29 +331,29 @@ def _toml(value: Any) -> str:
 
 @pytest.mark.parametrize("extra", LORA_ONLY.values(), ids=LORA_ONLY)
 def test_a_base_may_name_settings_that_have_no_effect_on_it(extra, dotted_config, tmp_path):
-    (member,) = full_members(dotted_config, extra, [0])
-    assert member.config.adapter.rank is None
-    assert member.config == load_config(str(settings_file(member, tmp_path)))
-    assert is_prepared_twice(member, tmp_path / "members")
+    (trial,) = full_trials(dotted_config, extra, [0])
+    assert trial.config.adapter.rank is None
+    assert trial.config == load_config(str(settings_file(trial, tmp_path)))
+    assert is_prepared_twice(trial, tmp_path / "members")
 
 
-def settings_file(member: Member, folder: Path) -> Path:
-    write_atomically(folder / "own.toml", to_toml(member.config))
+def settings_file(trial: Trial, folder: Path) -> Path:
+    write_atomically(folder / "own.toml", to_toml(trial.config))
     return folder / "own.toml"
 
 
-def is_prepared_twice(member: Member, folder: Path) -> bool:
-    """Whether a member that ran is taken for finished, and its run for one with its settings."""
-    assert prepare([member], folder) == [member]
-    run_member(folder / f"{member.name}.toml", folder / member.name)
-    return prepare([member], folder) == [] and is_finished(member, folder / member.name)
+def is_prepared_twice(trial: Trial, folder: Path) -> bool:
+    """Whether a trial that ran is taken for finished, and its run for one with its settings."""
+    assert pending_trials([trial], folder) == [trial]
+    run_trial(folder / f"{trial.name}.toml", folder / trial.name)
+    return pending_trials([trial], folder) == [] and is_finished(trial, folder / trial.name)
 
 
 def test_a_sweep_keeps_the_baseline_and_a_run_alone_gives_its_line(dotted_config, tmp_path, small_pages):
-    full = full_members(dotted_config, LORA_ONLY["ranks and linears"], [0, 1])
-    lora = members(str(dotted_config), [{"federation.rounds": 2}], [{}], [0, 1])
+    full = full_trials(dotted_config, LORA_ONLY["ranks and linears"], [0, 1])
+    lora = make_trials(str(dotted_config), [{"federation.rounds": 2}], [{}], [0, 1])
     both, out = [*lora, *full], tmp_path / "out"
-    said = list(complete(both, out, "both", jobs=2, ray_address=None))
+    said = list(run_sweep(both, out, "both", jobs=2, ray_address=None))
     assert len(said) == 4
     with (out / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -372,7 +374,7 @@ def test_a_sweep_keeps_the_baseline_and_a_run_alone_gives_its_line(dotted_config
     with (tmp_path / "alone-results.csv").open(newline="") as file:
         (again,) = csv.DictReader(file)
     assert {key: lines[3][key] for key in again} == again
-    assert member_line(full[1], read_run(alone)) == member_line(full[1], read_run(out / "members" / full[1].name))
+    assert trial_line(full[1], read_run(alone)) == trial_line(full[1], read_run(out / "members" / full[1].name))
 
     # The report draws it beside the others.
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -387,14 +389,14 @@ def test_a_sweep_keeps_the_baseline_and_a_run_alone_gives_its_line(dotted_config
 
 def test_a_dry_run_counts_it_and_shows_no_rank(dotted_config, monkeypatch):
     monkeypatch.setattr(cost, "CALIBRATION_S", 0.1)
-    lora = members(str(dotted_config), [], [{"adapter.rank": 2}], [0])
-    full = full_members(dotted_config, "adapter.rank = 4\n", [0])
+    lora = make_trials(str(dotted_config), [], [{"adapter.rank": 2}], [0])
+    full = full_trials(dotted_config, "adapter.rank = 4\n", [0])
     told = list(cost.dry_run({"placement": [*lora, *full]}, jobs=1))
     assert told[1].split()[:2] == ["placement", "2"]
     assert [line.split()[0] for line in told[-2:]] == ["2.0", "-"]
     assert "full-fine-tuning" in told[-1]
-    assert cost.member_cost(full[0].config).rank == 1
-    assert cost.member_cost(full[0].config).training_flops > 0
+    assert cost.trial_cost(full[0].config).rank == 1
+    assert cost.trial_cost(full[0].config).training_flops > 0
     assert list(cost.dry_run({"placement": full}, jobs=1))[-1].split()[0] == "-"
 
 

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from splitrank.studies.study import complete
+from splitrank.studies.study import run_sweep
 from splitrank.studies.sweep import read_sweep
 
 pytestmark = [
@@ -21,12 +21,12 @@ pytestmark = [
 
 
 def kill_one_worker() -> None:
-    """Kill the first Ray worker that has begun to run a member."""
+    """Kill the first Ray worker that has begun to run a trial."""
     until_s = time.monotonic() + 300
     while time.monotonic() < until_s:
         for process in psutil.Process().children(recursive=True):
             try:
-                if "studies.member" in " ".join(process.cmdline()):
+                if "studies.trial" in " ".join(process.cmdline()):
                     os.kill(process.parent().pid, signal.SIGKILL)
                     process.kill()
                     return
@@ -38,14 +38,14 @@ def kill_one_worker() -> None:
 
 def test_the_same_table_even_if_a_worker_is_lost(tiny_sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    members = read_sweep(tiny_sweep)
-    list(complete(members, tmp_path / "here", "tiny", jobs=2, ray_address=None))
+    trials = read_sweep(tiny_sweep)
+    list(run_sweep(trials, tmp_path / "here", "tiny", jobs=2, ray_address=None))
     killer = threading.Thread(target=kill_one_worker)
     killer.start()
-    said = list(complete(members, tmp_path / "there", "tiny", jobs=1, ray_address="local"))
+    said = list(run_sweep(trials, tmp_path / "there", "tiny", jobs=1, ray_address="local"))
     killer.join()
     assert len(said) == 2
     assert (tmp_path / "here" / "results.csv").read_bytes() == (tmp_path / "there" / "results.csv").read_bytes()
-    for member in members:
-        assert (tmp_path / "there" / "members" / member.name / "adapter").is_dir()
-        assert (tmp_path / "there" / "members" / f"{member.name}.log").read_text()
+    for trial in trials:
+        assert (tmp_path / "there" / "members" / trial.name / "adapter").is_dir()
+        assert (tmp_path / "there" / "members" / f"{trial.name}.log").read_text()

@@ -13,6 +13,7 @@ from tests.studies.written_runs import (
     Elements,
     chart_data,
     client_entry,
+    figures_of,
     make_run,
     records,
     report_of,
@@ -97,11 +98,12 @@ def test_what_limits_and_who_sat_out(tmp_path):
 
 def test_fillings_are_explained_and_axes_of_counts_are_whole(tmp_path):
     page = report_of(tmp_path, make_run(tmp_path / "a", records(2)))
+    patterns = ["", "/", "x", ".", "|", "-"]
     for trace in chart_data(page)["binding"]:
         what = trace["name"].removeprefix("a, limited by ").removeprefix("a, ")
-        assert re.search(rf'class="part part-{trace["meta"]["part"]}"[^>]*></span> {what}<', page)
-    (found,) = re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)
-    steps = {chart["key"]: chart["step"] for chart in json.loads(found)["charts"]}
+        filling = patterns.index(trace["marker"]["pattern"]["shape"])
+        assert re.search(rf'class="part part-{filling}"[^>]*></span> {what}<', page)
+    steps = {key: layout["yaxis"].get("dtick") for key, (_, layout) in figures_of(page).items()}
     assert (steps["binding"], steps["rank"], steps["accuracy"]) == (1, 1, None)
 
 

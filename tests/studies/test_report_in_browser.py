@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from splitrank.studies.report import read_runs, write_report
-from tests.studies.written_runs import HOSTILE, make_run, records, round_record, sitting_out
+from tests.studies.written_runs import HOSTILE, make_run, records, records_of, round_record, sitting_out
 
 pytestmark = pytest.mark.browser
 
@@ -111,15 +111,15 @@ def test_the_charts_hold_what_was_recorded(browser, report, tmp_path):
         "return Object.fromEntries(Array.from(document.querySelectorAll('.js-plotly-plot'), (chart) =>"
         " [chart.id, chart.data.map(({x, y, name}) => ({x, y, name}))]))"
     )
-    runs, _ = read_runs([tmp_path / "first", tmp_path / "second"])
+    runs = [records_of(tmp_path / name) for name in ("first", "second")]
     for key, field in (("accuracy", "accuracy"), ("rank", "rank"), ("averaging", "factor_averaging_error")):
         for trace, run in zip(drawn[f"chart-{key}"], runs, strict=True):
-            assert trace["x"] == [record["round"] for record in run.records]
-            assert trace["y"] == [record[field] for record in run.records]
+            assert trace["x"] == [record["round"] for record in run]
+            assert trace["y"] == [record[field] for record in run]
     for key, field in (("latency", "latency_s"), ("energy", "energy_j"), ("uplink", "uplink_bits")):
         clients = [(run, client) for run in runs for client in range(3)]
         for trace, (run, client) in zip(drawn[f"chart-{key}"], clients, strict=False):
-            assert trace["y"] == [record["clients"][client].get(field) for record in run.records]
+            assert trace["y"] == [record["clients"][client].get(field) for record in run]
 
 
 def until(holds: Callable[[], object]) -> None:

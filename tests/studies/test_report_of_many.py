@@ -8,6 +8,7 @@ import pytest
 
 from splitrank.errors import InputError
 from splitrank.studies.report import check_same_experiment, read_runs, write_report
+from splitrank.studies.run_reader import read_run
 from tests.studies.written_runs import (
     Elements,
     all_traces,
@@ -41,7 +42,7 @@ def test_runs_that_differ_in_the_seed_are_a_mean_with_its_range(tmp_path):
     assert json.loads(row["rank=2 (3 runs): highest"][1]) == pytest.approx(0.222)
     assert "band from the lowest to the highest" in page
     assert len(Elements(page).table("Every run by itself")) == 6
-    (band, _) = [trace for trace in all_traces(page, "accuracy") if trace["meta"]["kind"] == "band"]
+    (band, _) = [trace for trace in all_traces(page, "accuracy") if trace.get("fill") == "toself"]
     assert band["y"][2] == pytest.approx(0.022)
     assert band["y"][-4] == pytest.approx(0.222)
 
@@ -102,7 +103,7 @@ def test_many_clients_are_a_mean_with_its_range(tmp_path):
 def test_more_runs_than_colours(tmp_path):
     folders = [make_run(tmp_path / f"r{n}", records(1), f"train.learning_rate={n}e-4") for n in range(1, 13)]
     traces = chart_data(report_of(tmp_path, *folders))["accuracy"]
-    looks = [(trace["meta"]["colour"], trace["marker"]["symbol"]) for trace in traces]
+    looks = [(trace["line"]["color"], trace["marker"]["symbol"]) for trace in traces]
     assert len(set(looks)) == 12
 
 
@@ -194,3 +195,20 @@ def test_members_that_have_not_begun_are_left_out_and_said(tmp_path, caplog):
     assert [run.name for run in runs] == ["begun"]
     assert unreadable == []
     assert "waiting has no round yet" in caplog.text
+
+
+def test_a_run_is_read_into_frames_with_gaps_for_what_is_no_number(tmp_path):
+    lines = records(2)
+    lines[1]["clients"][0].update(energy_j=True, latency_s="10", binding=3, client=None)
+    lines[1]["clients"].append("nobody")
+    lines[2]["clients"][1]["missed"] = "a line separator \u2028 in a reason"
+    lines[2]["diagnostics"] = {"truncation_error": 0.25}
+    run = read_run(make_run(tmp_path / "a", lines))
+    assert run.rounds["loss"].tolist() == [line["loss"] for line in lines]
+    assert run.rounds["truncation_error"].fillna(-1).tolist() == [-1, -1, 0.25]
+    assert run.clients.index.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    first = run.clients.loc[1].iloc[0]
+    assert first[["energy_j", "latency_s", "binding"]].isna().all()
+    assert first["client"] == -1
+    assert run.clients.loc[2, "energy_j"].tolist() == [entry["energy_j"] for entry in lines[2]["clients"]]
+    assert run.clients.dtypes[["client", "dropped", "energy_j"]].tolist() == [int, bool, float]

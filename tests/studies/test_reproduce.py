@@ -12,10 +12,10 @@ from splitrank.errors import InputError
 from splitrank.planning.flops import trunk_flops
 from splitrank.planning.workload import KNOWN_SHAPES
 from splitrank.studies import cost
-from splitrank.studies.cost import member_cost
-from splitrank.studies.experiments import Study, experiment_members, read_study
-from splitrank.studies.recorded import read_run
+from splitrank.studies.cost import trial_cost
+from splitrank.studies.experiments import Study, experiment_trials, read_study
 from splitrank.studies.reproduce import reproduce
+from splitrank.studies.run_reader import read_run
 
 
 def test_an_experiment_leaves_its_results(tmp_path, tiny_model, tiny_texts):
@@ -28,9 +28,9 @@ def test_an_experiment_leaves_its_results(tmp_path, tiny_model, tiny_texts):
         "budget.energy_j": 1e9,
     }
     study = Study("tiny", "offline", 1.0, shared, {"rank": {"grid": {"adapter": {"rank": [1, 2]}}}})
-    members = experiment_members(study, "rank", {}, [0])
+    trials = experiment_trials(study, "rank", {}, [0])
     out = tmp_path / "rank"
-    said = list(reproduce(study, "rank", members, out, jobs=2, ray_address=None))
+    said = list(reproduce(study, "rank", trials, out, jobs=2, ray_address=None))
     assert said[2].startswith("not resolved at 1 seed: accuracy rises from rank 1 to rank 2")
     assert {"results.csv", "results.parquet", "figure.png", "figure.pdf", "verdicts.json", "report.html"} <= {
         path.name for path in out.iterdir()
@@ -38,18 +38,18 @@ def test_an_experiment_leaves_its_results(tmp_path, tiny_model, tiny_texts):
     (verdict,) = json.loads((out / "verdicts.json").read_text())["verdicts"]
     assert verdict["outcome"] == "not resolved"
     assert verdict["low"] is None
-    again = list(reproduce(study, "rank", members, out, jobs=1, ray_address=None))
+    again = list(reproduce(study, "rank", trials, out, jobs=1, ray_address=None))
     assert again == said[2:]
 
 
 def small(experiment: str) -> dict[str, float]:
-    members = experiment_members(read_study("small"), experiment, {}, [0])
-    return {member.name: member_cost(member.config).training_flops for member in members}
+    trials = experiment_trials(read_study("small"), experiment, {}, [0])
+    return {trial.name: trial_cost(trial.config).training_flops for trial in trials}
 
 
 def test_costs_follow_from_the_count_of_operations():
     config = load_config("paper", ["adapter.rank=16", "federation.rounds=4", "data.test_rows=1000"])
-    one, two = member_cost(config), member_cost(with_values(config, {"client.samples": 80_000}))
+    one, two = trial_cost(config), trial_cost(with_values(config, {"client.samples": 80_000}))
     assert one.rank == 16
     assert one.cache_bytes == 121_000 * 64 * 768 * 2
     shape = KNOWN_SHAPES["roberta-base"]
@@ -60,14 +60,14 @@ def test_costs_follow_from_the_count_of_operations():
     assert one.training_flops == pytest.approx(a_text * (4 * 120_000 + 5 * 1000 / 3))
     placements = small("placement")
     assert placements["trained_layers=first:3,seed=0"] > 2 * placements["trained_layers=last:3,seed=0"]
-    assert member_cost(load_config("paper", ["model.trained_layers=all"])).trunk_flops == 0
+    assert trial_cost(load_config("paper", ["model.trained_layers=all"])).trunk_flops == 0
 
 
 def test_a_dry_run_says_what_it_would_cost(monkeypatch):
     monkeypatch.setattr(cost, "CALIBRATION_S", 0.1)
-    members = experiment_members(read_study("small"), "rank", {}, [0])
-    lines = list(cost.dry_run({"rank": members}, jobs=2))
-    assert lines[0].split()[:2] == ["experiment", "members"]
+    trials = experiment_trials(read_study("small"), "rank", {}, [0])
+    lines = list(cost.dry_run({"rank": trials}, jobs=2))
+    assert lines[0].split()[:2] == ["experiment", "trials"]
     assert lines[1].split()[:3] == ["rank", "8", "48,000"]
     assert float(lines[1].split()[-1]) < 24
     assert "GFLOP/s in training" in lines[3]

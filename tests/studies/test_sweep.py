@@ -16,12 +16,12 @@ from splitrank.config import load_config
 from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.files import try_lock
 from splitrank.studies import execution
-from splitrank.studies.execution import Outcome, is_finished, prepare
-from splitrank.studies.member import run_member
-from splitrank.studies.recorded import read_run
-from splitrank.studies.results import member_line
-from splitrank.studies.study import complete
-from splitrank.studies.sweep import Member, member_name, read_sweep
+from splitrank.studies.execution import Outcome, is_finished, pending_trials
+from splitrank.studies.results import trial_line
+from splitrank.studies.run_reader import read_run
+from splitrank.studies.study import run_sweep
+from splitrank.studies.sweep import Trial, read_sweep, trial_name
+from splitrank.studies.trial import run_trial
 
 
 def sweep_file(folder: Path, text: str) -> Path:
@@ -31,7 +31,7 @@ def sweep_file(folder: Path, text: str) -> Path:
 
 
 def test_a_grid_is_every_combination_with_seeds_fastest(tmp_path):
-    members = read_sweep(
+    trials = read_sweep(
         sweep_file(
             tmp_path,
             """
@@ -44,17 +44,17 @@ def test_a_grid_is_every_combination_with_seeds_fastest(tmp_path):
             """,
         )
     )
-    assert [member.name for member in members] == [
+    assert [trial.name for trial in trials] == [
         f"rank={rank},learning_rate=0.0001,seed={seed}" for rank in (1, 2) for seed in (3, 4)
     ]
-    assert [(member.config.adapter.rank, member.config.run.seed) for member in members] == [
+    assert [(trial.config.adapter.rank, trial.config.run.seed) for trial in trials] == [
         (1, 3), (1, 4), (2, 3), (2, 4)
     ]  # fmt: skip
-    assert {member.config.federation.rounds for member in members} == {2}
+    assert {trial.config.federation.rounds for trial in trials} == {2}
 
 
-def test_a_list_is_one_member_each_and_layers_replace_each_other(tmp_path):
-    members = read_sweep(
+def test_a_list_is_one_trial_each_and_layers_replace_each_other(tmp_path):
+    trials = read_sweep(
         sweep_file(
             tmp_path,
             """
@@ -68,17 +68,17 @@ def test_a_list_is_one_member_each_and_layers_replace_each_other(tmp_path):
             """,
         )
     )
-    assert [member.config.adapter.rank for member in members] == [4, None]
-    assert Path(members[0].config.data.path).is_absolute()
-    assert members[0].config.data.name is None
-    assert len({member.name for member in members}) == 2
+    assert [trial.config.adapter.rank for trial in trials] == [4, None]
+    assert Path(trials[0].config.data.path).is_absolute()
+    assert trials[0].config.data.name is None
+    assert len({trial.name for trial in trials}) == 2
 
 
 def test_threads_do_not_depend_on_the_machine(tmp_path):
-    (member,) = read_sweep(sweep_file(tmp_path, "seeds = [0]"))
-    assert member.config.run.threads == 1
-    (member,) = read_sweep(sweep_file(tmp_path, "seeds = [0]\n[set]\nrun.threads = 2"))
-    assert member.config.run.threads == 2
+    (trial,) = read_sweep(sweep_file(tmp_path, "seeds = [0]"))
+    assert trial.config.run.threads == 1
+    (trial,) = read_sweep(sweep_file(tmp_path, "seeds = [0]\n[set]\nrun.threads = 2"))
+    assert trial.config.run.threads == 2
 
 
 @pytest.mark.parametrize(
@@ -111,18 +111,18 @@ def test_bad_files_are_refused_in_a_sentence(tmp_path, text, says):
         read_sweep(sweep_file(tmp_path, text))
 
 
-def test_a_rule_that_every_member_breaks_is_told_once(tmp_path):
+def test_a_rule_that_every_trial_breaks_is_told_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         read_sweep(sweep_file(tmp_path, "seeds = [0, 1, 2]\n[set]\nfederation.rounds = 0"))
     assert len(error.value.problems) == 1
 
 
 def test_names_can_be_folders():
-    assert member_name({"model.trained_layers": [1, 2], "data.path": "a/b c"}).startswith("trained_layers=_1,2_")
-    assert "/" not in member_name({"data.path": "a/b"})
-    assert member_name({"data.path": "a/b"}) != member_name({"data.path": "a_b"})
-    assert len(member_name({"data.text": ["x" * 500]})) < 200
-    assert member_name({"client.samples": 1, "data.samples": 2}) == "client.samples=1,data.samples=2"
+    assert trial_name({"model.trained_layers": [1, 2], "data.path": "a/b c"}).startswith("trained_layers=_1,2_")
+    assert "/" not in trial_name({"data.path": "a/b"})
+    assert trial_name({"data.path": "a/b"}) != trial_name({"data.path": "a_b"})
+    assert len(trial_name({"data.text": ["x" * 500]})) < 200
+    assert trial_name({"client.samples": 1, "data.samples": 2}) == "client.samples=1,data.samples=2"
 
 
 def lines_of(out: Path) -> list[dict[str, str]]:
@@ -131,148 +131,148 @@ def lines_of(out: Path) -> list[dict[str, str]]:
 
 
 def test_a_sweep_runs_goes_on_and_repeats(tiny_sweep, tmp_path):
-    """Two jobs and one give the same table, a member run alone its line, and what is finished is not run again."""
-    members = read_sweep(tiny_sweep)
+    """Two jobs and one give the same table, a trial run alone its line, and what is finished is not run again."""
+    trials = read_sweep(tiny_sweep)
     two, one = tmp_path / "two", tmp_path / "one"
-    said = list(complete(members, two, "tiny", jobs=2, ray_address=None))
+    said = list(run_sweep(trials, two, "tiny", jobs=2, ray_address=None))
     assert len(said) == 2
     assert (two / "report.html").is_file()
-    assert [line["member"] for line in lines_of(two)] == [member.name for member in members]
+    assert [line["member"] for line in lines_of(two)] == [trial.name for trial in trials]
     assert pd.read_parquet(two / "results.parquet")["accuracy"].tolist() == [
         float(line["accuracy"]) for line in lines_of(two)
     ]
 
-    # broken off in mid-sweep: one member not begun, one with a round missing
+    # broken off in mid-sweep: one trial not begun, one with a round missing
     shutil.copytree(two, one)
-    shutil.rmtree(one / "members" / members[0].name)
-    broken = one / "members" / members[1].name
+    shutil.rmtree(one / "members" / trials[0].name)
+    broken = one / "members" / trials[1].name
     shutil.rmtree(broken / "adapter")
     shutil.rmtree(broken / "checkpoint" / "round-000002")
-    assert prepare(members, one / "members") == members
-    assert len(list(complete(members, one, "tiny", jobs=1, ray_address=None))) == 2
+    assert pending_trials(trials, one / "members") == trials
+    assert len(list(run_sweep(trials, one, "tiny", jobs=1, ray_address=None))) == 2
     assert (one / "results.csv").read_bytes() == (two / "results.csv").read_bytes()
-    assert list(complete(members, one, "tiny", jobs=1, ray_address=None)) == []
+    assert list(run_sweep(trials, one, "tiny", jobs=1, ray_address=None)) == []
 
     alone = tmp_path / "alone"
-    run_member(two / "members" / f"{members[1].name}.toml", alone)
-    again = member_line(members[1], read_run(alone))
+    run_trial(two / "members" / f"{trials[1].name}.toml", alone)
+    again = trial_line(trials[1], read_run(alone))
     assert {key: str(value) for key, value in again.items()} == lines_of(two)[1]
 
 
-def test_a_member_that_fails_stops_no_other(tiny_sweep, tmp_path):
+def test_a_trial_that_fails_stops_no_other(tiny_sweep, tmp_path):
     """Exit code 1 and the list at the end; the same command later runs the failed one alone."""
-    members = read_sweep(tiny_sweep)
+    trials = read_sweep(tiny_sweep)
     out = tmp_path / "out"
     (out / "members").mkdir(parents=True)
-    (out / "members" / members[0].name).write_text("a file where the run folder should be")
+    (out / "members" / trials[0].name).write_text("a file where the run folder should be")
     command = [sys.executable, "-m", "splitrank", "sweep", str(tiny_sweep), "--out", str(out)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "Error: 1 of 2 members failed" in ended.stderr
-    assert f"Error: {members[0].name}: " in ended.stderr
+    assert "Error: 1 of 2 trials failed" in ended.stderr
+    assert f"Error: {trials[0].name}: " in ended.stderr
     assert ended.stdout.count("%") == 1
-    assert [line["member"] for line in lines_of(out)] == [members[1].name]
-    assert is_finished(members[1], out / "members" / members[1].name)
-    (out / "members" / members[0].name).unlink()
-    assert len(list(complete(members, out, "tiny", jobs=2, ray_address=None))) == 1
+    assert [line["member"] for line in lines_of(out)] == [trials[1].name]
+    assert is_finished(trials[1], out / "members" / trials[1].name)
+    (out / "members" / trials[0].name).unlink()
+    assert len(list(run_sweep(trials, out, "tiny", jobs=2, ray_address=None))) == 1
     assert len(lines_of(out)) == 2
 
 
 def failing(codes: dict[str, list[int]], started: list[str]) -> Callable[..., Outcome]:
-    """A stand-in for a member's process that ends with the codes listed for it, one after the other."""
+    """A stand-in for a trial's process that ends with the codes listed for it, one after the other."""
 
-    def run(member: Member, folder: Path, processes: list) -> Outcome:
-        started.append(member.name)
-        code = codes.get(member.name, [0]).pop(0)
-        return Outcome(member, code, 0.0, "said")
+    def run(trial: Trial, folder: Path, processes: list) -> Outcome:
+        started.append(trial.name)
+        code = codes.get(trial.name, [0]).pop(0)
+        return Outcome(trial, code, 0.0, "said")
 
     return run
 
 
 def test_a_crash_is_tried_again_alone_and_bad_input_is_not(tiny_sweep, tmp_path, monkeypatch):
-    members = read_sweep(tiny_sweep)
+    trials = read_sweep(tiny_sweep)
     started: list[str] = []
-    first, second = (member.name for member in members)
+    first, second = (trial.name for trial in trials)
     codes = {first: [-9, 0], second: [2]}
     monkeypatch.setattr(execution, "_run_here", failing(codes, started))
-    ended = {o.member.name: o.exit_code for o in execution.run_members(members, tmp_path, 2, None)}
+    ended = {o.trial.name: o.exit_code for o in execution.run_trials(trials, tmp_path, 2, None)}
     assert ended == {first: 0, second: 2}
     assert sorted(started) == sorted([first, first, second])
     assert started[-1] == first
 
 
 def test_a_folder_of_another_sweep_is_refused(tiny_sweep, tmp_path):
-    members = read_sweep(tiny_sweep)
-    prepare(members, tmp_path / "members")
+    trials = read_sweep(tiny_sweep)
+    pending_trials(trials, tmp_path / "members")
     tiny_sweep.write_text(tiny_sweep.read_text().replace("rounds = 2", "rounds = 3"))
     with pytest.raises(InputError, match=r"--out must be a folder of this very sweep.*other settings"):
-        prepare(read_sweep(tiny_sweep), tmp_path / "members")
+        pending_trials(read_sweep(tiny_sweep), tmp_path / "members")
 
 
-def test_members_can_be_run_by_hand(tiny_sweep, tmp_path):
-    members = read_sweep(tiny_sweep)
-    prepare(members, tmp_path / "members")
-    for member in members:
-        assert load_config(str(tmp_path / "members" / f"{member.name}.toml")) == member.config
+def test_trials_can_be_run_by_hand(tiny_sweep, tmp_path):
+    trials = read_sweep(tiny_sweep)
+    pending_trials(trials, tmp_path / "members")
+    for trial in trials:
+        assert load_config(str(tmp_path / "members" / f"{trial.name}.toml")) == trial.config
 
 
-def finished_folder(members: list[Member], out: Path) -> Path:
-    """Run folders as members leave them, run in this process."""
-    prepare(members, out / "members")
-    for member in members:
-        run_member(out / "members" / f"{member.name}.toml", out / "members" / member.name)
+def finished_folder(trials: list[Trial], out: Path) -> Path:
+    """Run folders as trials leave them, run in this process."""
+    pending_trials(trials, out / "members")
+    for trial in trials:
+        run_trial(out / "members" / f"{trial.name}.toml", out / "members" / trial.name)
     return out
 
 
 def test_what_is_not_this_sweeps_is_never_taken_for_finished(tiny_sweep, tmp_path):
-    members = read_sweep(tiny_sweep)
-    out = finished_folder(members, tmp_path / "out")
+    trials = read_sweep(tiny_sweep)
+    out = finished_folder(trials, tmp_path / "out")
     folder = out / "members"
-    assert prepare(members, folder) == []
+    assert pending_trials(trials, folder) == []
 
-    rounds = folder / members[0].name / "rounds.jsonl"
+    rounds = folder / trials[0].name / "rounds.jsonl"
     whole = rounds.read_text()
     for damaged in ("\n".join(whole.splitlines()[1:]) + "\n", whole + whole.splitlines()[-1] + "\n",
                     whole.replace('"macro_f1"', '"macro"')):  # fmt: skip
         rounds.write_text(damaged)
-        assert prepare(members, folder) == [members[0]]
+        assert pending_trials(trials, folder) == [trials[0]]
     rounds.write_text(whole)
 
     # the same rows of the same place, as two ranks of one seed read them
-    manifest = folder / members[0].name / "manifest.json"
+    manifest = folder / trials[0].name / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0'))
-    with pytest.raises(RunError, match="The texts must be the same for all members, but they changed between"):
-        list(complete(members, out, "tiny", jobs=1, ray_address=None))
+    with pytest.raises(RunError, match="The texts must be the same for all trials, but they changed between"):
+        list(run_sweep(trials, out, "tiny", jobs=1, ray_address=None))
 
-    config = folder / members[0].name / "config.toml"
+    config = folder / trials[0].name / "config.toml"
     config.write_text(config.read_text().replace("learning_rate = ", "learning_rate = 1"))
-    with pytest.raises(InputError, match=r"must hold a run with the member's settings: train.learning_rate"):
-        prepare(members, folder)
+    with pytest.raises(InputError, match=r"must hold a run with the trial's settings: train.learning_rate"):
+        pending_trials(trials, folder)
 
 
 def test_folders_of_something_else_are_refused(tiny_sweep, tmp_path):
-    members = read_sweep(tiny_sweep)
-    prepare(members, tmp_path / "out" / "members")
+    trials = read_sweep(tiny_sweep)
+    pending_trials(trials, tmp_path / "out" / "members")
     with pytest.raises(InputError, match="which it does not name"):
-        prepare(read_sweep(sweep_file(tmp_path, "seeds = [7]")), tmp_path / "out" / "members")
+        pending_trials(read_sweep(sweep_file(tmp_path, "seeds = [7]")), tmp_path / "out" / "members")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")
     with pytest.raises(InputError, match="which is one run"):
-        prepare(members, tmp_path / "run" / "members")
+        pending_trials(trials, tmp_path / "run" / "members")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a file is in the way"):
-        prepare(members, tmp_path / "file" / "members")
+        pending_trials(trials, tmp_path / "file" / "members")
 
 
 def test_two_sweeps_do_not_share_a_folder(tiny_sweep, tmp_path):
-    members = read_sweep(tiny_sweep)
-    prepare(members, tmp_path / "members")
+    trials = read_sweep(tiny_sweep)
+    pending_trials(trials, tmp_path / "members")
     lock = try_lock(tmp_path / ".lock")
-    with lock, pytest.raises(InputError, match="another process runs members in it"):
-        list(complete(members, tmp_path, "tiny", jobs=1, ray_address=None))
+    with lock, pytest.raises(InputError, match="another process runs trials in it"):
+        list(run_sweep(trials, tmp_path, "tiny", jobs=1, ray_address=None))
 
 
-def test_too_many_members_are_refused_before_they_are_made(tmp_path):
+def test_too_many_trials_are_refused_before_they_are_made(tmp_path):
     values = list(range(1, 1001))
     with pytest.raises(InputError, match="at most 10,000 combinations"):
         read_sweep(sweep_file(tmp_path, f"[grid]\nadapter.rank = {values}\nclient.samples = {values}"))

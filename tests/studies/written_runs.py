@@ -77,7 +77,7 @@ def make_run(
     (folder / "config.toml").write_text(to_toml(load_config("offline", ["budget.latency_s=120", *overrides])))
     data = {"source": source, "labels": list(labels), "train_texts": 3000, "test_texts": 1000}
     (folder / "manifest.json").write_text(json.dumps({"data": data, **(manifest or {})}))
-    (folder / "rounds.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "rounds.jsonl").write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     return folder
 
 
@@ -89,12 +89,26 @@ def report_of(tmp_path: Path, *folders: Path, title: str = "Report") -> str:
     return (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's rounds.jsonl."""
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def figures_of(page: str) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Chart → its traces and its layout, as the page's scripts hold them."""
+    decoder, figures = json.JSONDecoder(), {}
+    for call in re.finditer(r'Plotly\.newPlot\(\s*"chart-(\w+)",\s*', page):
+        traces, end = decoder.raw_decode(page, call.end())
+        layout, _ = decoder.raw_decode(page, page.index("{", end))
+        figures[call[1]] = traces, layout
+    return figures
+
+
 def chart_data(page: str) -> dict[str, list[dict[str, Any]]]:
-    """Chart → its traces, bands left out, as the page holds them."""
-    (found,) = re.findall(r'<script type="application/json" id="report-data">(.*?)</script>', page, re.DOTALL)
+    """Chart → its traces, bands left out."""
     return {
-        chart["key"]: [trace for trace in chart["traces"] if trace["meta"]["kind"] != "band"]
-        for chart in json.loads(found)["charts"]
+        key: [trace for trace in traces if trace.get("fill") != "toself"]
+        for key, (traces, _) in figures_of(page).items()
     }
 
 
@@ -149,5 +163,4 @@ def without_scripts(page: str) -> str:
 
 def all_traces(page: str, key: str) -> list[dict[str, Any]]:
     """The traces of a chart, bands included."""
-    (found,) = re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)
-    return next(chart["traces"] for chart in json.loads(found)["charts"] if chart["key"] == key)
+    return figures_of(page)[key][0]

@@ -1,4 +1,4 @@
-"""What an experiment would cost on this machine, before anybody pays for it."""
+"""Estimate what an experiment would cost on this machine, before anybody pays for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from splitrank.learning.encoder import Encoder, load_encoder, quiet_transformers
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import trunk_cycles
 from splitrank.studies.reproduce import DRAWS, mean_planned_rank
-from splitrank.studies.sweep import Member
+from splitrank.studies.sweep import Trial
 from splitrank.traits import METHOD_TRAITS
 
 _LOG = logging.getLogger("splitrank")
@@ -43,14 +43,14 @@ _EVALUATION_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
-class MemberCost:
-    """Counted operations of a member.
+class TrialCost:
+    """Counted operations of a trial.
 
     Attributes:
         training_flops: of all its rounds, evaluations included.
-        trunk_flops: of computing the frozen part's output, if no other member has.
+        trunk_flops: of computing the frozen part's output, if no other trial has.
         cache_bytes: that output's size on disk.
-        cache_key: members of which this is the same share the output.
+        cache_key: trials of which this is the same share the output.
         rank: fixed, or the mean that is planned; 1 for an adapter method without a rank.
     """
 
@@ -61,7 +61,7 @@ class MemberCost:
     rank: float
 
 
-def member_cost(config: Config) -> MemberCost:
+def trial_cost(config: Config) -> TrialCost:
     """Count what a run with these settings computes and stores, for texts of ``workload.tokens_per_sample`` tokens."""
     counted = with_values(config, {"workload.model": "flops", "client.flops_per_cycle": 1.0})
     shape, texts = encoder_shape(counted), nominal_text_stats(counted)
@@ -77,7 +77,7 @@ def member_cost(config: Config) -> MemberCost:
     )
     all_texts = float(train_texts + test_texts)
     drawn = config.data.train_rows is not None or config.data.test_rows is not None
-    return MemberCost(
+    return TrialCost(
         training_flops=rounds * a_round + (rounds + 1) * test_texts * a_text * _EVALUATION_SHARE,
         trunk_flops=all_texts * trunk_of_a_text,
         cache_bytes=all_texts * config.workload.tokens_per_sample * shape.hidden_size * 2.0,
@@ -88,7 +88,7 @@ def member_cost(config: Config) -> MemberCost:
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine does with an encoder of some size, on as many threads as a member has.
+    """Speed of this machine with an encoder of some size, on as many threads as a trial has.
 
     Attributes:
         training_flops_per_s: of a training step of the last layers.
@@ -133,7 +133,7 @@ def calibrate(config: Config) -> Speed:
         {"federation.num_clients": 1, "client.samples": _BATCH, "federation.rounds": 1, "federation.local_epochs": 1,
          "adapter.rank": 16, "data.test_rows": _BATCH},
     )  # fmt: skip
-    cost = member_cost(one)
+    cost = trial_cost(one)
     return Speed(
         training_flops_per_s=cost.training_flops / (1 + 2 * _EVALUATION_SHARE) / step_s,
         trunk_flops_per_s=cost.trunk_flops / 2 / trunk_s,
@@ -143,7 +143,7 @@ def calibrate(config: Config) -> Speed:
 
 
 def _seconds(call: Callable[[], object], budget_s: float) -> float:
-    """Median time of a call that is repeated until the budget is used up [s]."""
+    """Return the median time of a call that is repeated until the budget is used up [s]."""
     taken: list[float] = []
     until_s = time.perf_counter() + budget_s
     while time.perf_counter() < until_s or len(taken) < 3:
@@ -182,26 +182,26 @@ def _random_encoder(config: Config, shape: EncoderShape, tokens: int) -> Encoder
         )
 
 
-def dry_run(experiments: Mapping[str, Sequence[Member]], jobs: int) -> Iterator[str]:
-    """Yield a table: for each experiment its members, operations, cache, and hours on this machine with ``jobs``."""
+def dry_run(experiments: Mapping[str, Sequence[Trial]], jobs: int) -> Iterator[str]:
+    """Yield a table: for each experiment its trials, operations, cache, and hours on this machine with ``jobs``."""
     _LOG.info(f"Calibrating for {CALIBRATION_S:.0f} seconds.")
-    configs = [member.config for members in experiments.values() for member in members]
-    speed = calibrate(max(configs, key=lambda config: member_cost(config).trunk_flops))
-    yield "experiment  members  texts trained       PFLOP    cache GB   hours here"
+    configs = [trial.config for trials in experiments.values() for trial in trials]
+    speed = calibrate(max(configs, key=lambda config: trial_cost(config).trunk_flops))
+    yield "experiment   trials  texts trained       PFLOP    cache GB   hours here"
     stored: dict[tuple[int, int], float] = {}
     total_s = 0.0
-    for name, members in experiments.items():
-        costs = [member_cost(member.config) for member in members]
+    for name, trials in experiments.items():
+        costs = [trial_cost(trial.config) for trial in trials]
         new = {cost.cache_key: cost for cost in costs if cost.cache_key not in stored}
         stored |= {key: cost.cache_bytes for key, cost in new.items()}
         training, trunk = sum(cost.training_flops for cost in costs), sum(cost.trunk_flops for cost in new.values())
         seconds = training / speed.training_flops_per_s + trunk / speed.trunk_flops_per_s + len(costs) * speed.start_s
         seconds /= jobs
         total_s += seconds
-        texts = sum(_texts_trained(member.config) for member in members)
+        texts = sum(_texts_trained(trial.config) for trial in trials)
         cache_gb = sum(cost.cache_bytes for cost in new.values()) / 1e9
         yield (
-            f"{name:<10}  {len(members):>7}  {texts:>13,}  {(training + trunk) / 1e15:>10,.3f}  {cache_gb:>10,.1f}  "
+            f"{name:<10}  {len(trials):>7}  {texts:>13,}  {(training + trunk) / 1e15:>10,.3f}  {cache_gb:>10,.1f}  "
             f"{seconds / 3600:>11,.2f}"
         )
     cache_gb = sum(stored.values()) / 1e9
@@ -213,14 +213,14 @@ def dry_run(experiments: Mapping[str, Sequence[Member]], jobs: int) -> Iterator[
         f"calibrated: {speed.training_flops_per_s / 1e9:,.0f} GFLOP/s in training, "
         f"{speed.trunk_flops_per_s / 1e9:,.0f} in the frozen part, {speed.start_s:.1f} s to start a process"
     )
-    for name, members in experiments.items():
+    for name, trials in experiments.items():
         yield ""
         yield f"{name}: rank, where it is planned the mean of {DRAWS} draws (0: nobody can take part; -: no rank)"
-        for member in members:
-            if member.config.run.seed == members[0].config.run.seed:
-                varied = [f"{key} = {value}" for key, value in member.varied.items() if key != "run.seed"]
-                rank = _rank_text(member.config)
-                yield f"  {rank:>6}  {', '.join([member.baseline, *varied] if member.baseline else varied)}"
+        for trial in trials:
+            if trial.config.run.seed == trials[0].config.run.seed:
+                varied = [f"{key} = {value}" for key, value in trial.varied.items() if key != "run.seed"]
+                rank = _rank_text(trial.config)
+                yield f"  {rank:>6}  {', '.join([trial.baseline, *varied] if trial.baseline else varied)}"
 
 
 def _rank_text(config: Config) -> str:

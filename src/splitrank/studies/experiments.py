@@ -1,6 +1,6 @@
-"""The experiments of Xie and Wen as members of sweeps, from the presets beside this module.
+"""Make the experiments of Xie and Wen as sweeps, from the presets beside this module.
 
-A preset names a base configuration, what all its experiments change, and for each experiment what varies. ``scale`` is
+A preset names a base configuration, the changes of all its experiments, and for each experiment its grid. ``scale`` is
 the factor between its budgets and the paper's; see ``presets/small.toml``.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from splitrank.config import flatten
 from splitrank.errors import InputError
-from splitrank.studies.sweep import Member, check_not_set, combined, members
+from splitrank.studies.sweep import Settings, Trial, check_not_set, combined, make_trials
 
 PRESETS = ("small", "paper", "edge")
 
@@ -27,7 +27,7 @@ VARIED = {
     "bandwidth": "radio.bandwidth_hz",
     "distance": "radio.distance_m",
 }
-"""What each experiment varies; all but the first two compare the planner with random frequency."""
+"""Experiment → the setting that it varies; all but the first two compare the planner with random frequency."""
 
 BASELINE_LAYERS = "last:3"
 
@@ -47,15 +47,15 @@ class Study:
     name: str
     base: str
     scale: float
-    shared: dict[str, Any]
-    experiments: dict[str, dict[str, Any]]
+    shared: Settings
+    experiments: Mapping[str, Mapping[str, Any]]
 
 
 def read_study(preset: str) -> Study:
     """Read one of the presets.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no preset has that name.
     """
     if preset not in PRESETS:
         close = difflib.get_close_matches(preset, PRESETS, n=1)
@@ -68,7 +68,7 @@ def read_study(preset: str) -> Study:
 
 
 def chosen_experiments(study: Study, experiment: str) -> list[str]:
-    """The experiments that a name stands for, ``"all"`` for all of the preset's.
+    """Return the experiments that a name stands for, ``"all"`` for all of the preset's.
 
     Raises:
         InputError: the preset has no such experiment.
@@ -83,10 +83,8 @@ def chosen_experiments(study: Study, experiment: str) -> list[str]:
     return [experiment]
 
 
-def experiment_members(
-    study: Study, experiment: str, overrides: Mapping[str, Any], seeds: Sequence[int]
-) -> list[Member]:
-    """The runs of an experiment, baselines last.
+def experiment_trials(study: Study, experiment: str, overrides: Mapping[str, Any], seeds: Sequence[int]) -> list[Trial]:
+    """Return the trials of an experiment, baselines last.
 
     Args:
         overrides: dotted keys that the user changes in all of them.
@@ -99,19 +97,19 @@ def experiment_members(
     layers = [study.shared, flatten(tables.get("set", {})), overrides]
     grid = flatten(tables["grid"])
     check_not_set(overrides, [*grid, "run.seed"], f"--set, {experiment} varies it")
-    found = members(study.base, layers, list(combined(grid, study.name)), seeds)
+    found = make_trials(study.base, layers, list(combined(grid, study.name)), seeds)
     if experiment == "placement":
         federation = found[0].config.federation
         passes = federation.rounds * federation.local_epochs
-        found += members(study.base, layers, [_centralised(passes)], seeds, "centralised")
+        found += make_trials(study.base, layers, [_centralised(passes)], seeds, "centralised")
         own = {key: value for key, value in flatten(tables["full-fine-tuning"]).items() if key not in overrides}
         full = {"model.trained_layers": BASELINE_LAYERS, **own}
-        found += members(study.base, layers, [full], seeds, "full-fine-tuning")
+        found += make_trials(study.base, layers, [full], seeds, "full-fine-tuning")
     return found
 
 
-def _centralised(passes: int) -> dict[str, Any]:
-    """As many passes over the same texts on one machine that holds all of them, its optimiser never starting anew."""
+def _centralised(passes: int) -> Settings:
+    """Return settings for as many passes over the same texts on one machine, its optimiser never starting anew."""
     return {
         "model.trained_layers": BASELINE_LAYERS,
         "federation.num_clients": 1,

@@ -1,4 +1,4 @@
-"""The paper's figures 2 to 5 from a table of members: mean over seeds, and from the least to the greatest seed."""
+"""Draw the paper's figures 2 to 5 from a table of trials: mean over seeds, and from the least to the greatest seed."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _AXES = {
 
 
 def draw(experiment: str, table: pd.DataFrame, title: str, scale: float, expected: pd.DataFrame | None) -> Figure:
-    """The figure of an experiment.
+    """Return the figure of an experiment.
 
     Args:
-        table: of its members.
+        table: of its trials.
         title: above all.
         scale: budgets over the paper's; where it is not 1 the paper's stand on a second axis.
         expected: planned mean common ranks over many draws, columns the varied key, ``planner.method`` and

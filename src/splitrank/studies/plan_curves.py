@@ -1,4 +1,4 @@
-"""What the picture of a plan shows, as numbers: each client's feasible region, and the rank over the two budgets.
+"""Compute the numbers of a plan's picture: each client's feasible region, and the rank over the two budgets.
 
 Every number comes from the planner's own kernels: `frequency_range_hz` and `feasible` at real ranks for the regions,
 `plan_round` at other budgets for the curves.
@@ -49,7 +49,7 @@ class Region:
         rank: real ranks from 1 on, every integer among them.
         latency_hz: f_lat, the slowest that is in time [Hz]; infinite where the airtime alone is too long.
         energy_hz: f_en, the fastest within the energy [Hz]; 0 where none is left for computing.
-        allowed: whether some frequency up to f_max lies between them, and the rank is within its cap.
+        allowed: True where some frequency up to f_max lies between them, and the rank is within its cap.
         max_frequency_hz: f_max [Hz].
         drawn_hz: the frequency drawn instead of planned [Hz], NaN where none could be drawn; None if planned.
         shown_rank: rank up to which the region is worth showing.
@@ -66,7 +66,7 @@ class Region:
 
     @property
     def highest_hz(self) -> FloatArray:
-        """min(f_max, f_en) [Hz], the upper edge where the rank is allowed, shape (R,)."""
+        """Return min(f_max, f_en) [Hz], the upper edge where the rank is allowed, shape (R,)."""
         return np.minimum(self.energy_hz, self.max_frequency_hz)
 
 
@@ -90,7 +90,7 @@ class BudgetCurve:
 
     @property
     def middle(self) -> float:
-        """The given budget, or what the plan takes of it where there is no limit."""
+        """Return the given budget, or the amount that the plan takes of it where there is no limit."""
         return float(self.budget[len(self.budget) // 2])
 
     def eventful(self) -> tuple[float, float]:
@@ -105,12 +105,12 @@ class BudgetCurve:
 
 @dataclass(frozen=True)
 class PlanCurves:
-    """All that the picture of a round's plan shows.
+    """All numbers of the picture of a round's plan.
 
     Attributes:
         round: the round whose channels were drawn.
         plan: the plan for all clients.
-        problem: what was planned.
+        problem: the one that was planned.
         fixed_rank: ``adapter.rank``, None if planned.
         regions: one for each client; of many those with the smallest max_rank, the smallest first.
         over_latency: ranks over T0.
@@ -160,12 +160,12 @@ def plan_curves(config: Config, round: int) -> PlanCurves:
 
 
 def _or_spent(budget: FloatArray, spent: FloatArray) -> FloatArray:
-    """Return what the plan spends where the budget is infinite, 1 where it spends nothing."""
+    """Return the plan's spending where the budget is infinite, 1 where it spends nothing."""
     return np.where(np.isfinite(budget), budget, np.where(spent > 0, spent, 1.0))
 
 
 def _smallest(max_rank: IntArray, most: int) -> IntArray:
-    """All clients in their order, or if there are too many those with the smallest max_rank, the smallest first."""
+    """Return all clients in their order, or of too many those with the smallest max_rank, the smallest first."""
     return np.arange(len(max_rank)) if len(max_rank) <= most else np.argsort(max_rank, kind="stable")[:most]
 
 
@@ -205,11 +205,11 @@ def _regions(config: Config, problem: Problem, plan: Plan, round: int) -> tuple[
 
 
 def _shown_rank(max_rank: int, chosen_rank: int) -> int:
-    """Where the axis ends: some way beyond the client's own rank, and beyond the chosen or fixed one."""
+    """Return the end of the axis: some way beyond the client's own rank, and beyond the chosen or fixed one."""
     return max(8, math.ceil(1.35 * max_rank), math.ceil(1.15 * chosen_rank))
 
 
 def _real_ranks(end: int) -> FloatArray:
-    """1..end with so many points between two integers that curves look smooth."""
+    """Return 1..end with so many points between two integers that curves look smooth."""
     between = math.ceil(_POINTS / (end - 1))
     return np.linspace(1.0, end, between * (end - 1) + 1)

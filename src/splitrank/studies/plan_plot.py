@@ -1,9 +1,10 @@
-"""The picture of a plan: which ranks and frequencies fit each client, and how the rank follows the budgets."""
+"""Draw a plan: which ranks and frequencies fit each client, and how the rank follows the budgets."""
 
 from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from splitrank.files import write_atomically
 from splitrank.planning.plan import plan_json
 from splitrank.studies.plan_curves import BudgetCurve, PlanCurves, Region, plan_curves
 
+Style = dict[str, Any]
+"""Matplotlib's keyword arguments."""
+
 # What a format writes of its own accord that differs from one minute to the next.
-_UNDATED: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_UNDATED: Mapping[str, Style] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 # The palette of Okabe and Ito, which the colour-blind can tell apart.
 _BLACK, _BLUE, _SKY, _VERMILION = "#000000", "#0072B2", "#56B4E9", "#D55E00"
@@ -31,7 +35,7 @@ _CLIENT_LINES = (
     *((_SKY, "--"), (_BLUE, "--"), ("#999999", "--")),
 )
 
-_STYLE: dict[str, Any] = {
+_STYLE: Style = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
     "font.size": 10,
@@ -47,9 +51,9 @@ _STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "splitrank",
 }
-_POINT: dict[str, Any] = {"color": _BLACK, "markersize": 7, "markeredgecolor": "white", "zorder": 5}
-_BACKING: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
-_FIXED: dict[str, Any] = {"color": _BLACK, "linestyle": "-.", "linewidth": 1.2, "label": "adapter.rank"}
+_POINT: Style = {"color": _BLACK, "markersize": 7, "markeredgecolor": "white", "zorder": 5}
+_BACKING: Style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
+_FIXED: Style = {"color": _BLACK, "linestyle": "-.", "linewidth": 1.2, "label": "adapter.rank"}
 _WIDTH_IN, _ROW_IN, _HEADER_IN = 32 / 3, 2.9, 1.1  # 1600 pixels wide
 
 
@@ -90,7 +94,7 @@ def _figure(curves: PlanCurves) -> Figure:
 
 
 def _grid(num_regions: int) -> tuple[int, int]:
-    """Rows and columns for the clients: up to three beside one another, four as two by two."""
+    """Return rows and columns for the clients: up to three beside one another, four as two by two."""
     num_columns = 2 if num_regions == 4 else min(3, num_regions)
     return -(-num_regions // num_columns), num_columns
 
@@ -148,12 +152,12 @@ def _draw_regions(figure: SubFigure, curves: PlanCurves) -> None:
 
 
 def _shared(ends: list[Any]) -> list[float]:
-    """One axis for all clients, unless one of them would then be too small to see."""
+    """Return the end of one axis for all clients, unless one of them would then be too small to see."""
     return [max(ends)] * len(ends) if max(ends) <= 4 * min(ends) else [float(end) for end in ends]
 
 
 def _top_ghz(region: Region) -> float:
-    """Upper end of the frequency axis: above the region and, unless far away, above f_max."""
+    """Return the upper end of the frequency axis: above the region and, unless far away, above f_max."""
     ceiling_hz = region.max_frequency_hz if region.drawn_hz is None else np.fmax(region.drawn_hz, 0.0)
     wanted_hz = [ceiling_hz, *region.highest_hz[region.allowed][:1]]
     if not region.allowed.any():  # what keeps rank 1 from fitting should be in view
@@ -192,12 +196,12 @@ def _draw_region(ax: Axes, region: Region, curves: PlanCurves) -> None:
 
 
 def _plain(values: Any) -> Any:
-    """Without infinities, which lines cannot reach."""
+    """Return values without infinities, which lines cannot reach."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _title_lines(client: dict[str, Any], region: Region, curves: PlanCurves) -> list[str]:
-    """A client in two lines: how far it gets, and what stops it there."""
+    """Return a client in two lines: how far it gets, and its limit there."""
     index, max_rank = client["client"], client["max_rank"]
     if "shortfall" in client:
         return [f"client {index}: cannot take part", textwrap.fill(shortfall_text(client["shortfall"]), 42)]
@@ -266,7 +270,7 @@ def _draw_curve(ax: Axes, curve: BudgetCurve, fixed_rank: int | None, num_client
 
 
 def _legend(figure: SubFigure, axes: list[Axes], num_columns: int) -> None:
-    """One legend for all axes, below them."""
+    """Draw one legend for all axes, below them."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", ncols=num_columns, fontsize=9,

@@ -1,4 +1,4 @@
-"""One HTML file about one run or many: what was learnt in every round, and what it cost against the budgets.
+"""Write one HTML file about one run or many: what was learnt in every round, and what it cost against the budgets.
 
 It opens without a network. Runs that differ in nothing but the seed are drawn as their mean and range.
 """
@@ -11,27 +11,44 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+
+import pandas as pd
 
 from splitrank.config import flatten, plain_values
 from splitrank.errors import InputError
 from splitrank.federation.export_forms import export_folder, export_text
 from splitrank.files import write_atomically
-from splitrank.studies.recorded import RecordedRun, read_run
-from splitrank.studies.report_charts import charts_of
-from splitrank.studies.report_page import MISSING, NO_RANK, Cell, Table, page
-from splitrank.studies.report_series import ACCURACY, BITS, Line, plain
-from splitrank.studies.sweep import member_name
-from splitrank.studies.totals import best_accuracy, has_rank, last_accuracy, mean_rank, numbers, slowest, total
+from splitrank.studies.report_charts import ACCURACY, BITS, JOULES, SECONDS, Line, charts_of, line_of, plain
+from splitrank.studies.report_page import MISSING, NO_RANK, number_cell, page, table, text_cell
+from splitrank.studies.run_reader import RecordedRun, read_run
+from splitrank.studies.sweep import Settings, trial_name
+from splitrank.studies.totals import Aggregate, best_accuracy, last_accuracy, mean_rank, slowest, total
 
 _LOG = logging.getLogger("splitrank")
 
-_MEMBERS = "members"
+_TRIALS = "members"
 _MAX_SHOWN_VALUE = 80
 _NO_LIMIT = "no limit"
+
+_RESULTS: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
+    "last accuracy": (last_accuracy, ACCURACY.show),
+    "best accuracy": (best_accuracy, ACCURACY.show),
+    "mean rank": (lambda run: mean_rank(run) if run.has_rank else None, plain),
+}
+_COSTS: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
+    "rounds recorded": (lambda run: len(run.rounds) - 1, plain),
+    "rounds asked for": (lambda run: run.config.federation.rounds, plain),
+    "time of all rounds": (slowest("latency_s"), SECONDS.show),
+    "energy of all clients": (total("energy_j"), JOULES.show),
+    "bits up": (total("uplink_bits"), BITS.show),
+    "bits down": (total("downlink_bits"), BITS.show),
+}
+_PREPARATION: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
+    "one-off preparation time": (slowest("preparation_s"), SECONDS.show),
+    "one-off preparation energy": (total("preparation_j"), JOULES.show),
+}
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
@@ -61,7 +78,7 @@ def check_same_experiment(runs: Sequence[RecordedRun]) -> None:
     Raises:
         InputError: the runs differ in their data or their classes; the message says which runs, and in what.
     """
-    for what, value_of in (("data", _source), ("classes", lambda run: _text(_data(run).get("labels")))):
+    for what, value_of in (("data", _source), ("classes", lambda run: _text(run.data.labels))):
         found: dict[str, list[str]] = {}
         for run in runs:
             found.setdefault(value_of(run), []).append(str(run.folder))
@@ -99,10 +116,10 @@ def write_report(runs: Sequence[RecordedRun], path: Path, title: str) -> None:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    members = folder / _MEMBERS
-    if not members.is_dir():
+    trials = folder / _TRIALS
+    if not trials.is_dir():
         return [folder]
-    found = [entry for entry in members.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    found = [entry for entry in trials.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     begun = [entry for entry in found if (entry / "rounds.jsonl").is_file()]
     for entry in set(found) - set(begun):
         _LOG.info(f"{entry.name} has no round yet and is left out.")
@@ -110,40 +127,26 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """A key that sorts 2 before 10."""
+    """Return a key that sorts 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _data(run: RecordedRun) -> dict[str, Any]:
-    data = run.manifest.get("data")
-    return data if isinstance(data, dict) else {}
+# ---- words
 
 
 def _source(run: RecordedRun) -> str:
-    """Where the texts are from; how many of them were drawn by which seed, told after it, may differ."""
-    return _text(_data(run).get("source")).partition(";")[0]
+    """Return where the texts are from; how many of them were drawn by which seed, told after it, may differ."""
+    return _text(run.data.source).partition(";")[0]
 
 
-def _settings(run: RecordedRun) -> dict[str, Any]:
-    """Dotted key → value of every setting that has an effect, and which baseline it is if it is one."""
-    baseline = run.manifest.get("baseline")
-    return ({} if baseline is None else {"baseline": baseline}) | flatten(plain_values(run.config))
-
-
-def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys whose values are not the same in all."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
-
-
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return MISSING if value is None else value if isinstance(value, str) else _plain_text(value)
 
 
-def _plain_text(value: Any) -> str:
+def _plain_text(value: object) -> str:
     if isinstance(value, float) and math.isinf(value):
         return _NO_LIMIT
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(_plain_text, value))}]"
     return json.dumps(value, ensure_ascii=False)
 
@@ -156,83 +159,26 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _names(runs: Sequence[RecordedRun]) -> dict[Path, str]:
-    """Folder → the run's name, with as much of the path before it as tells it from others of that name."""
-    by_name: dict[str, list[Path]] = {}
-    for run in runs:
-        by_name.setdefault(run.name, []).append(run.folder)
-    names = {}
-    for name, folders in by_name.items():
-        shared = os.path.commonpath([folder.resolve() for folder in folders])
-        for folder in folders:
-            names[folder] = name if len(folders) == 1 else str(folder.resolve().relative_to(shared))
-    return names
-
-
-def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
-    """One line for every run; runs that differ in nothing but [run] and where their data lie share one."""
-    groups: dict[str, list[RecordedRun]] = {}
-    for run in runs:
-        asked = {
-            key: value for key, value in _settings(run).items() if not key.startswith("run.") and key != "data.path"
-        }
-        groups.setdefault(json.dumps(asked, sort_keys=True), []).append(run)
-    asked_by_group = [json.loads(key) for key in groups]
-    names = _names(runs)
-    lines = []
-    for group, asked in zip(groups.values(), asked_by_group, strict=True):
-        if len(group) == 1:
-            label = names[group[0].folder]
-        else:
-            label = f"{_what_varies(asked, asked_by_group)} ({len(group)} runs)"
-        lines.append(Line(label, tuple(group)))
-    return lines
-
-
-def _what_varies(asked: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
-    """A group's settings, as far as they tell it from the other groups."""
-    differing = _differing(others)
-    # A key that only some have mostly follows from another one, such as planner.random_range from planner.method.
-    common = [key for key in differing if all(key in other for other in others)]
-    is_enough = len({json.dumps([other[key] for key in common]) for other in others}) == len(others)
-    # Of keys that the same groups have and that tell the same ones apart, such as planner.max_rank and .rank_policy
-    # where some have a fixed rank, the first says it all.
-    telling = {_pattern(key, others): key for key in reversed(differing) if key not in common}.values()
-    shown = [key for key in differing if key in common or (key in telling and not is_enough)]
-    return member_name({key: asked[key] for key in shown if key in asked})
-
-
-def _pattern(key: str, others: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-    """Return for each group the first one with the same value of a setting, -1 where it has none."""
-    values = [other.get(key) for other in others]
-    return tuple(values.index(value) if key in other else -1 for value, other in zip(values, others, strict=True))
-
-
 def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
-    data = _data(runs[0])
-    labels = data.get("labels")
-    classes = (
-        f"{len(labels)} classes ({_short(', '.join(map(str, labels)))})"
-        if isinstance(labels, list)
-        else "unknown classes"
-    )
+    data = runs[0].data
+    classes = "unknown classes"
+    if data.labels is not None:
+        classes = f"{len(data.labels)} classes ({_short(', '.join(data.labels))})"
     # Where the clients have texts of their own, the server knows their numbers from what they registered.
-    own = sum(client.get("samples", 0) for client in runs[0].records[-1]["clients"])
-    texts = [data.get("train_texts") or own, data.get("test_texts")]
-    amounts = " and ".join(f"{count:,} {what} texts" for count, what in zip(texts, ("training", "test"), strict=True)
-                           if isinstance(count, int))  # fmt: skip
-    sources = {_text(_data(run).get("source")) for run in runs}
+    own = int(runs[0].clients["samples"].loc[runs[0].rounds.index[-1:]].sum()) if len(runs[0].clients) else 0
+    counts = {"training": data.train_texts or own, "test": data.test_texts}
+    amounts = " and ".join(f"{count:,} {what} texts" for what, count in counts.items() if count is not None)
+    sources = {_text(run.data.source) for run in runs}
     source = sources.pop() if len(sources) == 1 else _source(runs[0])
-    facts = [f"Data: {source}; {classes}{f'; {amounts}' if amounts else ''}."]
     measured = [run.config.workload.model == "measured" and not run.config.client.seconds_per_sample for run in runs]
+    of_which = f"those of the simulated devices{', or planned for measured machines and links' * any(measured)}"
     if all(measured):
         of_which = "planned for the measured machines and links"
-    else:
-        of_which = f"those of the simulated devices{', or planned for measured machines and links' * any(measured)}"
-    facts.append(
+    facts = [
+        f"Data: {source}; {classes}{f'; {amounts}' if amounts else ''}.",
         f"Accuracy and loss are measured. Latency, energy and bits are {of_which}, per round; a round takes as long as "
-        "its slowest client."
-    )
+        "its slowest client.",
+    ]
     results = {export_text(run.config) for run in runs if (run.folder / export_folder(run.config)).is_dir()}
     if results:
         facts.append(f"What a finished run leaves in its folder: {' or '.join(sorted(results))}.")
@@ -244,88 +190,116 @@ def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
     return facts
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the summary: its heading, a run's number, how that is shown, and what a run without one says."""
-
-    title: str
-    of: Callable[[RecordedRun], float | None]
-    show: Callable[[float], str]
-    absent: Callable[[RecordedRun], str] = lambda run: MISSING
+# ---- lines and their names
 
 
-def _time(seconds: float) -> str:
-    return f"{plain(seconds)} s"
+def _settings(run: RecordedRun) -> Settings:
+    """Return every setting that has an effect, and the baseline that the run is if it is one."""
+    return ({} if run.baseline is None else {"baseline": run.baseline}) | flatten(plain_values(run.config))
 
 
-def _energy(joules: float) -> str:
-    return f"{plain(joules)} J"
+def _shown_settings(runs: Sequence[RecordedRun]) -> pd.DataFrame:
+    """Return a row for each run, a column for each setting, values as text; missing where it has no effect."""
+    return pd.DataFrame([{key: _text(value) for key, value in _settings(run).items()} for run in runs], dtype=object)
 
 
-def _mean_rank(run: RecordedRun) -> float | None:
-    return mean_rank(run) if has_rank(run) else None
+def _differing(settings: pd.DataFrame) -> list[str]:
+    return [key for key in settings if settings[key].nunique(dropna=False) > 1]
 
 
-_RESULTS = [
-    _Column("last accuracy", last_accuracy, ACCURACY.show),
-    _Column("best accuracy", best_accuracy, ACCURACY.show),
-    _Column("mean rank", _mean_rank, plain, lambda run: MISSING if has_rank(run) else NO_RANK),
-]
-_COSTS = [
-    _Column("rounds recorded", lambda run: max(record["round"] for record in run.records), plain),
-    _Column("rounds asked for", lambda run: run.config.federation.rounds, plain),
-    _Column("time of all rounds", slowest("latency_s"), _time),
-    _Column("energy of all clients", total("energy_j"), _energy),
-    _Column("bits up", total("uplink_bits"), BITS.show),
-    _Column("bits down", total("downlink_bits"), BITS.show),
-]
-_PREPARATION = [
-    _Column("one-off preparation time", slowest("preparation_s"), _time),
-    _Column("one-off preparation energy", total("preparation_j"), _energy),
-]
-
-
-def _summary(caption: str, lines: Sequence[Line]) -> Table:
-    """A row for every line: what was reached, the settings in which the lines differ, what it cost."""
-    runs = [run for line in lines for run in line.runs]
-    costs = _COSTS + (_PREPARATION if any(_PREPARATION[0].of(run) is not None for run in runs) else [])
-    settings = [[_settings(run) for run in line.runs] for line in lines]
-    differing = _differing([one for group in settings for one in group])
-    rows = [
-        [
-            Cell(line.label),
-            *(_result(column, line.runs) for column in _RESULTS),
-            *(Cell(_values_text(group, key)) for key in differing),
-            *(_result(column, line.runs) for column in costs),
-        ]
-        for line, group in zip(lines, settings, strict=True)
+def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
+    """Return a line for every run; runs that differ in nothing but [run] and where their data lie share one."""
+    settings = _shown_settings(runs)
+    asked = settings[[key for key in settings if not key.startswith("run.") and key != "data.path"]]
+    numbers = asked.fillna(MISSING).agg(tuple, axis=1).factorize()[0]  # of each run's line
+    groups = [
+        [run for run, of_run in zip(runs, numbers, strict=True) if of_run == line] for line in range(max(numbers) + 1)
     ]
-    titles = [*(column.title for column in _RESULTS), *differing, *(column.title for column in costs)]
-    return Table(caption, ["run", *titles], rows)
+    telling = _telling_settings(asked.groupby(numbers).first())
+    names = _names(runs)
+    lines = []
+    for group in groups:
+        label = names[group[0].folder]
+        if len(group) > 1:
+            varied = {key: value for key, value in _settings(group[0]).items() if key in telling}
+            label = f"{trial_name({key: varied[key] for key in telling if key in varied})} ({len(group)} runs)"
+        lines.append(line_of(label, group))
+    return lines
 
 
-def _values_text(settings: Sequence[dict[str, Any]], key: str) -> str:
-    texts = list(dict.fromkeys(_short(_text(one.get(key))) for one in settings))
-    return _short(", ".join(texts))
+def _telling_settings(settings: pd.DataFrame) -> list[str]:
+    """Return as many of the settings as tell the rows apart."""
+    differing = _differing(settings)
+    # A key that only some have mostly follows from another one, such as planner.random_range from planner.method.
+    common = [key for key in differing if settings[key].notna().all()]
+    if common and not settings.duplicated(common).any():
+        return common
+    # Of keys that the same rows have and that tell the same ones apart, such as planner.max_rank and .rank_policy
+    # where some have a fixed rank, the first says it all.
+    first_of = {tuple(settings[key].factorize()[0]): key for key in reversed(differing) if key not in common}
+    return [key for key in differing if key in common or key in first_of.values()]
 
 
-def _result(column: _Column, runs: Sequence[RecordedRun]) -> Cell:
-    values = numbers(column.of(run) for run in runs)
+def _names(runs: Sequence[RecordedRun]) -> dict[Path, str]:
+    """Return each folder's run's name, with as much of the path before it as tells it from others of that name."""
+    by_name: dict[str, list[Path]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run.folder)
+    names = {}
+    for name, folders in by_name.items():
+        shared = os.path.commonpath([folder.resolve() for folder in folders])
+        for folder in folders:
+            names[folder] = name if len(folders) == 1 else str(folder.resolve().relative_to(shared))
+    return names
+
+
+# ---- tables
+
+
+def _summary(caption: str, lines: Sequence[Line]) -> str:
+    """Return a row for every line: what was reached, the settings in which the lines differ, what it cost."""
+    runs = [run for line in lines for run in line.runs]
+    settings = _shown_settings(runs)
+    differing = _differing(settings)
+    is_prepared = any(run.clients["preparation_s"].notna().any() for run in runs)
+    rows, first = [], 0
+    for line in lines:
+        own = settings.iloc[first : first + len(line.runs)]
+        first += len(line.runs)
+        values = {
+            key: _short(", ".join(_short(text) for text in own[key].fillna(MISSING).unique())) for key in differing
+        }
+        rows.append(
+            {title: _result(line.runs, *shown) for title, shown in _RESULTS.items()}
+            | {key: text_cell(text) for key, text in values.items()}
+            | {
+                title: _result(line.runs, *shown)
+                for title, shown in (_COSTS | (_PREPARATION if is_prepared else {})).items()
+            }
+        )
+        if not line.runs[0].has_rank:
+            rows[-1]["mean rank"] = NO_RANK
+    cells = pd.DataFrame(rows, index=[text_cell(line.label) for line in lines])
+    return table(caption, cells.rename_axis(columns="run"))
+
+
+def _result(runs: Sequence[RecordedRun], of_run: Aggregate, show: Callable[[float], str]) -> str:
+    values = [value for run in runs if (value := of_run(run)) is not None]
     if not values:
-        return Cell(column.absent(runs[0]))
+        return MISSING
     mean = values[0] if len(values) == 1 else fmean(values)
     low, high = min(values), max(values)
-    return Cell(column.show(mean) + (f" ({column.show(low)} to {column.show(high)})" if low < high else ""), mean)
+    return number_cell(mean, show(mean) + (f" ({show(low)} to {show(high)})" if low < high else ""))
 
 
-def _details(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[Table]:
-    tables = []
+def _details(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> dict[str, str]:
+    tables = {}
     if len(lines) < len(runs):
-        names = _names(runs)
-        tables.append(_summary("Every run by itself", [Line(names[run.folder], (run,)) for run in runs]))
-    settings = [_settings(run) for run in runs]
-    differing = _differing(settings)
-    shared = [[Cell(key), Cell(_text(value))] for key, value in settings[0].items() if key not in differing]
+        caption, names = "Every run by itself", _names(runs)
+        tables[caption] = _summary(caption, [line_of(names[run.folder], [run]) for run in runs])
+    settings = _shown_settings(runs)
+    shared = settings.iloc[0].drop(_differing(settings)).dropna()
     caption = "All settings" if len(runs) == 1 else "Settings that all runs share"
-    tables.append(Table(caption, ["setting", "value"], shared))
+    cells = pd.DataFrame({"value": shared.map(text_cell)}).rename_axis(columns="setting")
+    tables[caption] = table(caption, cells.set_axis([text_cell(key) for key in shared.index]))
     return tables

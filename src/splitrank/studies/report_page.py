@@ -1,8 +1,8 @@
-"""A report's page: charts and tables as one HTML file that asks for nothing else.
+"""Draw a report's page: Plotly's figures and pandas' tables in one HTML file that asks for nothing else.
 
-Whatever a user may have written passes through :func:`html.escape` on its way into the page, through ``_script_json``
-into the charts' data, and once more through :func:`html.escape` where Plotly would read it as markup. The page's
-content security policy lets only the two scripts of the page run and nothing be fetched.
+Whatever a user may have written passes through :func:`html.escape` on its way into the page, and once more on its way
+into a figure, where Plotly would read it as markup; Plotly writes figures as JSON that cannot end a script. The page's
+content security policy lets only the scripts of the page run and nothing be fetched.
 """
 
 from __future__ import annotations
@@ -11,41 +11,62 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
-from typing import Any
+from string import Template
 
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from splitrank.studies.report_series import NUM_COLOURS, SYMBOLS, Chart, Line, Series
+from splitrank.studies.report_charts import NUM_COLOURS, NUM_SYMBOLS, Chart, Line, Series
 
-_PLOTLY_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-_MAX_MARKED_ROUNDS = 200
+# The lines' colours are told apart by people with any kind of colour vision, also by their lightness.
+_COLOURS = {
+    "page": ("#f5f6f7", "#101316"), "card": ("#ffffff", "#191d21"), "text": ("#1a1d20", "#e8eaec"),
+    "muted": ("#5c646c", "#a3abb3"), "grid": ("#dfe3e6", "#333a41"), "focus": ("#0072b2", "#6bbcf0"),
+    "line-0": ("#0072b2", "#47a8e8"), "line-1": ("#d55e00", "#ff8a45"), "line-2": ("#00805f", "#1fc498"),
+    "line-3": ("#b3478c", "#e88cc0"), "line-4": ("#8a6d00", "#e0bf3a"), "line-5": ("#3a98c9", "#b5ddf7"),
+    "line-6": ("#111111", "#ffffff"), "line-7": ("#7a828a", "#8d969e"),
+}  # fmt: skip
+"""Name → the colour by day and by night; in figures the page's script takes one for the other."""
+
+_LIGHT = {name: light for name, (light, _) in _COLOURS.items()}
+_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
+_SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "x": "✖", "star": "★",
+            "triangle-down": "▼"}  # fmt: skip
+_PATTERNS = ("", "/", "x", ".", "|", "-")
+_AXIS = {"gridcolor": _LIGHT["grid"], "linecolor": _LIGHT["grid"], "zerolinecolor": _LIGHT["grid"], "automargin": True}
+_LAYOUT = {
+    "font": {"family": _FONT, "size": 13, "color": _LIGHT["text"]},
+    "paper_bgcolor": _LIGHT["card"],
+    "plot_bgcolor": _LIGHT["card"],
+    "margin": {"l": 48, "r": 12, "t": 30, "b": 44},
+    "barmode": "stack",
+    "bargap": 0.25,
+    "hovermode": "closest",
+    "hoverlabel": {"align": "left", "bgcolor": _LIGHT["card"], "font": {"color": _LIGHT["text"]}},
+    "showlegend": False,
+    "uirevision": "keep",
+    "template": go.layout.Template(),
+}
+_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+}
+_HOVER = "<b>%{fullData.name}</b><br>round %{x}<br>%{text}<extra></extra>"
+_MAX_MARKED_ROUNDS, _MAX_LARGE_MARKED_ROUNDS = 200, 40
 _MAX_HOVER_NAME = 60
+_MAX_DESCRIBED = 6
 _CROWD = 5
 """From so many lines on, bands are paler and one button hides them all."""
 
 MISSING, NO_RANK = "–", "no rank"
 """Stand where there is no number."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table: what people read, and the exact number behind it if there is one."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows. All texts as the user wrote them, not escaped."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[Cell]]
 
 
 def page(
@@ -54,80 +75,101 @@ def page(
     charts: Sequence[Chart],
     *,
     facts: Iterable[str],
-    summary: Table,
-    details: Iterable[Table],
+    summary: str,
+    details: Mapping[str, str],
 ) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
         title: heading and window title.
-        lines: what the legend shows and hides.
+        lines: for the buttons that show and hide them.
         charts: in the page's order.
         facts: paragraphs above the summary.
         summary: the table on top.
-        details: further tables, each folded away under its caption.
+        details: caption → a further table, folded away under it.
     """
-    style, own_script = _asset("report.css"), f"\n{_asset('report.js')}"
-    plotly = get_plotlyjs().replace("\r\n", "\n")
-    policy = (
-        f"default-src 'none'; script-src {_digest(plotly)} {_digest(own_script)}; style-src 'unsafe-inline'; "
-        "img-src data: blob:"
+    rounds = [round for chart in charts for series in chart.series for round in series.numbers.index]
+    colours = [" ".join(f"--{name}: {colours[night]};" for name, colours in _COLOURS.items()) for night in (0, 1)]
+    content = Template((resources.files("splitrank.studies") / "report.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        light=colours[0],
+        dark=colours[1],
+        font=_FONT,
+        dark_of_light=json.dumps(dict(_COLOURS.values())),
+        facts="".join(f"<p>{escape(fact)}</p>" for fact in facts),
+        summary=summary + "".join(_folded(caption, table) for caption, table in details.items()),
+        legend=_legend(lines),
+        charts="".join(_section(chart, len(lines), min(rounds), max(rounds)) for chart in charts),
+        plotly=get_plotlyjs().replace("\r\n", "\n"),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-{"".join(f"<p>{escape(fact)}</p>" for fact in facts)}
-<noscript><p class="warning">The charts need JavaScript; the tables below them hold the same numbers.</p></noscript>
-</header>
-<main>
-<section aria-labelledby="summary">
-<h2 id="summary">Summary</h2>
-{_table(summary)}
-{"".join(_folded(table.caption, table) for table in details)}
-</section>
-{_legend(lines)}
-<div class="charts">
-{"".join(_section(chart, len(lines)) for chart in charts)}
-</div>
-</main>
-<script type="application/json" id="report-data">{_script_json(_data(charts, lines))}</script>
-<script>{plotly}</script>
-<script>{own_script}</script>
-</body>
-</html>
-"""
+    scripts = re.findall("<script>(.*?)</script>", content, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    return content.replace("SCRIPT-DIGESTS", " ".join(f"'sha256-{digest}'" for digest in digests), 1)
 
 
-def _asset(name: str) -> str:
-    return (resources.files("splitrank.studies") / name).read_text(encoding="utf-8")
+# ---- tables
 
 
-def _digest(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+def text_cell(text: str) -> str:
+    """Return a table's cell that holds words."""
+    return f'<span class="text">{escape(text)}</span>'
 
 
-def _script_json(value: Any) -> str:
-    """JSON in which nothing can end the script element that holds it, nor open a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def number_cell(value: float, text: str) -> str:
+    """Return a table's cell that shows a number as text, with the exact number behind it."""
+    return f'<data value="{json.dumps(value)}">{escape(text)}</data>'
+
+
+def table(caption: str, cells: pd.DataFrame) -> str:
+    """Return a table whose index names the rows, and whose columns' name stands above it.
+
+    Args:
+        caption: its heading.
+        cells: from :func:`text_cell` and :func:`number_cell`, the index, too; the columns' names are not escaped.
+    """
+    is_text = [str(cells.index[0]).startswith("<span")] + [
+        any(str(cell).startswith("<span") for cell in cells.iloc[:, place]) for place in range(cells.shape[1])
+    ]
+    names = [text_cell(name) if words else escape(name)
+             for name, words in zip([cells.columns.name, *cells.columns], is_text, strict=True)]  # fmt: skip
+    with pd.option_context("display.max_colwidth", None):
+        content = cells.set_axis(pd.Index(names[1:], name=names[0], dtype=object), axis=1).to_html(
+            escape=False, border=0, na_rep=MISSING
+        )
+    head, body = content.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>").split("<tbody>")
+    content = head.replace("<th>", '<th scope="col">') + "<tbody>" + body.replace("<th>", '<th scope="row">')
+    # A box that scrolls must be reachable by keyboard, hence the tabindex, and then wants a name.
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">{content}</div>\n'
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"
+
+
+def _numbers_table(chart: Chart) -> str:
+    """Return the chart's numbers: a row for every round, a column for every line, three where a range is drawn."""
+    columns = []
+    for series in chart.series:
+        ends = {": mean": "mean", ": lowest": "min", ": highest": "max"}
+        for suffix, key in ends.items() if series.is_range and not chart.is_stacked else [("", "mean")]:
+            values = series.numbers[key].dropna()
+            # Beside the number who sat out, but not the budget, which has a column of its own.
+            texts = series.numbers["text"] if chart.is_stacked else values.map(chart.quantity.show)
+            cells = [number_cell(value, texts[round]) for round, value in values.items()]
+            columns.append(pd.Series(cells, index=values.index, name=series.name + suffix, dtype=object))
+    cells = pd.concat(columns, axis=1).reindex(sorted({round for one in chart.series for round in one.numbers.index}))
+    cells = cells.set_axis([number_cell(round, str(round)) for round in cells.index])
+    return table(f"{chart.title}: {chart.quantity.axis}", cells.rename_axis(columns="round"))
+
+
+# ---- charts
 
 
 def _legend(lines: Sequence[Line]) -> str:
     if len(lines) == 1:
         return ""
     buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-line="{index}">{_mark(index, index // NUM_COLOURS)} '
+        f'<button type="button" aria-pressed="true" data-line="{index}">{_mark(index // NUM_COLOURS, index)} '
         f"{escape(line.label)}</button>\n"
         for index, line in enumerate(lines)
     )
@@ -136,216 +178,141 @@ def _legend(lines: Sequence[Line]) -> str:
     return f'<div class="legend" role="group" aria-label="Runs shown in all charts">\n{buttons}</div>'
 
 
-def _mark(colour: int, symbol: int) -> str:
-    style = f"color: var(--line-{colour % NUM_COLOURS})"
-    return f'<span class="mark" aria-hidden="true" style="{style}">{SYMBOLS[symbol % len(SYMBOLS)]}</span>'
+def _mark(symbol: int, colour: int | None) -> str:
+    style = "" if colour is None else f' style="color: var(--line-{colour % NUM_COLOURS})"'
+    return f'<span class="mark" aria-hidden="true"{style}>{[*_SYMBOLS.values()][symbol % NUM_SYMBOLS]}</span>'
 
 
-def _section(chart: Chart, num_lines: int) -> str:
-    if chart.is_empty:
-        content = '<p class="empty">Nothing has been recorded for this chart yet.</p>'
-    else:
+def _section(chart: Chart, num_lines: int, first: int, last: int) -> str:
+    content = '<p class="empty">Nothing has been recorded for this chart yet.</p>'
+    if not chart.is_empty:
+        drawn = _figure(chart, num_lines, first, last)
+        drawing = to_html(drawn, _CONFIG, include_plotlyjs=False, full_html=False, div_id=f"chart-{chart.key}")
         content = (
             f'<p class="note">{_keys(chart, num_lines)} {escape(chart.note)}</p>\n'
-            f'<div class="chart" id="chart-{chart.key}" role="img" aria-label="{escape(_description(chart))}"></div>\n'
-            f"{_folded('The numbers as a table', _chart_table(chart))}"
+            f'<div class="chart" role="img" aria-label="{escape(_description(chart))}">{drawing}</div>\n'
+            f"{_folded('The numbers as a table', _numbers_table(chart))}"
         )
-    return f"""<section aria-labelledby="heading-{chart.key}">
-<h2 id="heading-{chart.key}">{chart.title}</h2>
-{content}</section>
-"""
+    heading = f'<h2 id="heading-{chart.key}">{chart.title}</h2>'
+    return f'<section aria-labelledby="heading-{chart.key}">\n{heading}\n{content}</section>\n'
 
 
 def _keys(chart: Chart, num_lines: int) -> str:
-    """What the shapes of the markers, or the fillings of the bars, stand for."""
-    keys = [
-        f"{_mark(place, place) if num_lines == 1 else SYMBOLS[place]} client {client}"
-        for place, client in enumerate(chart.clients)
-    ]
-    for part, what in (chart.parts or {}).items():
-        style = f' style="color: var(--line-{part})"' if num_lines == 1 else ""
-        keys.append(f'<span class="part part-{part}" aria-hidden="true"{style}></span> {escape(what)}')
-    return "".join(f'<span class="key">{key}</span>' for key in keys)
+    """Return what the shapes of the markers, or the fillings of the bars, stand for."""
+    keys = {}
+    for series in chart.series:
+        colour = series.colour if num_lines == 1 else None
+        style = "" if colour is None else f' style="color: var(--line-{colour})"'
+        filling = f'<span class="part part-{series.filling}" aria-hidden="true"{style}></span>'
+        mark = filling if chart.is_stacked else _mark(series.symbol, colour)
+        keys[series.key] = f'<span class="key">{mark} {escape(series.key)}</span>'
+    return "".join(content for key, content in keys.items() if key)
 
 
 def _description(chart: Chart) -> str:
-    """The chart in words: its axes, and where each line starts and ends."""
-    kind = "Stacked bars" if chart.parts else "Line chart"
-    sentences = [f"{kind}: {chart.quantity.axis} over rounds."]
-    for series in [*chart.series, *chart.budgets][:6]:
-        recorded = [place for place, value in enumerate(series.values) if value is not None]
-        if recorded:
-            first, last = recorded[0], recorded[-1]
-            sentences.append(
-                f"{series.name}: {series.texts[first]} in round {series.rounds[first]}, "
-                f"{series.texts[last]} in round {series.rounds[last]}."
-            )
+    """Return the chart in words: its axes, and where each line starts and ends."""
+    sentences = [f"{'Stacked bars' if chart.is_stacked else 'Line chart'}: {chart.quantity.axis} over rounds."]
+    for series in [one for one in chart.series if one.is_recorded][:_MAX_DESCRIBED]:
+        texts = series.numbers["text"][series.numbers["mean"].notna()]
+        ends = (f"{texts[round]} in round {round}" for round in texts.index[[0, -1]])
+        sentences.append(f"{series.name}: {', '.join(ends)}.")
     return " ".join([*sentences, "All numbers are in the table below."])
 
 
-def _folded(summary: str, table: Table) -> str:
-    return f"<details><summary>{escape(summary)}</summary>\n{_table(table)}\n</details>\n"
-
-
-def _table(table: Table) -> str:
-    classes = [' class="text"' if _is_text(column) else "" for column in zip(*table.rows, strict=True)]
-    head = "".join(
-        f'<th scope="col"{of_column}>{escape(name)}</th>'
-        for of_column, name in zip(classes, table.columns, strict=True)
-    )
-    body = ""
-    for first, *others in table.rows:
-        cells = "".join(
-            f"<td{of_column}>{_content(cell)}</td>" for of_column, cell in zip(classes[1:], others, strict=True)
-        )
-        body += f'<tr><th scope="row"{classes[0]}>{_content(first)}</th>{cells}</tr>\n'
-    # A box that scrolls must be reachable by keyboard, hence the tabindex, and then wants a name.
-    return (
-        f'<div class="scroll tall" role="region" tabindex="0" aria-label="{escape(table.caption)}">\n'
-        f"<table><caption>{escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
-        "</table></div>"
-    )
-
-
-def _is_text(column: Sequence[Cell]) -> bool:
-    return any(cell.value is None and cell.text not in (MISSING, NO_RANK) for cell in column)
-
-
-def _content(cell: Cell) -> str:
-    if cell.value is None:
-        return escape(cell.text)
-    return f'<data value="{json.dumps(cell.value)}">{escape(cell.text)}</data>'
-
-
-def _chart_table(chart: Chart) -> Table:
-    """The chart's numbers: a row for every round, a column for every line, three where a range is drawn."""
-    columns, by_round = ["round"], []
-    for series in [*chart.series, *chart.budgets]:
-        if chart.parts:
-            shown = [(series.name, series.values, series.texts)]
-        else:
-            ends = [("", series.values)]
-            if series.low is not None and series.high is not None:
-                ends = [(": mean", series.values), (": lowest", series.low), (": highest", series.high)]
-            shown = [
-                (series.name + what, values, ["" if value is None else chart.quantity.show(value) for value in values])
-                for what, values in ends
-            ]
-        for name, values, texts in shown:
-            columns.append(name)
-            cells = (
-                Cell(text, value) if value is not None else Cell(MISSING)
-                for text, value in zip(texts, values, strict=True)
-            )
-            by_round.append(dict(zip(series.rounds, cells, strict=True)))
-    rounds = sorted({round for series in chart.series for round in series.rounds})
-    rows = [[Cell(str(round), round), *(cells.get(round, Cell(MISSING)) for cells in by_round)] for round in rounds]
-    return Table(f"{chart.title}: {chart.quantity.axis}", columns, rows)
-
-
-def _data(charts: Sequence[Chart], lines: Sequence[Line]) -> dict[str, Any]:
-    """What the page's script needs."""
-    rounds = [round for chart in charts for series in chart.series for round in series.rounds]
-    last = max(rounds)
+def _figure(chart: Chart, num_lines: int, first: int, last: int) -> go.Figure:
+    """Return the figure in the colours of the day, over the rounds from ``first`` to ``last``."""
     margin = max(0.6, 0.02 * last)  # half a bar
-    return {
-        "num_colours": NUM_COLOURS,
-        "is_crowded": len(lines) >= _CROWD,
-        "round_range": [min(rounds) - margin, last + margin],
-        "round_step": _whole_step(last),
-        "charts": [
-            {
-                "key": chart.key,
-                "axis": chart.quantity.axis,
-                "tick_format": chart.quantity.tick_format,
-                "from_zero": chart.from_zero,
-                "step": _value_step(chart),
-                "traces": [*_bands(chart), *(_trace(chart, series) for series in [*chart.series, *chart.budgets])],
-            }
-            for chart in charts
-            if not chart.is_empty
-        ],
+    tops = [series.numbers["max"] for series in chart.series]
+    if chart.is_stacked:
+        tops = [sum(one.numbers["max"] for one in chart.series if one.line == line) for line in range(num_lines)]
+    quantity = chart.quantity
+    xaxis = {
+        "title": {"text": "round"},
+        "range": [first - margin, last + margin],
+        "dtick": _whole_step(last),
+        "zeroline": False,
     }
-
-
-def _value_step(chart: Chart) -> int | None:
-    """Distance of the vertical axis's ticks where they must be whole numbers; None where Plotly may choose."""
-    heights: dict[tuple[int | None, int], float] = {}
-    for place, series in enumerate(chart.series):
-        pile = series.line if chart.parts else place  # the parts of a bar stand on each other
-        for round, value in zip(series.rounds, series.high or series.values, strict=True):
-            heights[pile, round] = heights.get((pile, round), 0) + (value or 0)
-    return _whole_step(math.ceil(max(heights.values()))) if chart.quantity.is_whole else None
+    yaxis = {
+        "title": {"text": quantity.axis},
+        "tickformat": quantity.tick_format,
+        "rangemode": "tozero" if quantity.from_zero else "normal",
+        "dtick": _whole_step(math.ceil(pd.concat(tops).max())) if quantity.is_whole else None,
+    }
+    figure = go.Figure(layout={**_LAYOUT, "xaxis": _AXIS | xaxis, "yaxis": _AXIS | yaxis})
+    figure.add_traces([_band(one, num_lines) for one in chart.series if one.is_range and one.dash != "dot"])
+    figure.add_traces([trace for one in chart.series for trace in (_bar(one) if chart.is_stacked else _line(one))])
+    return figure
 
 
 def _whole_step(last: int) -> int:
-    """1, 2 or 5 times a power of ten, so that about ten ticks fit."""
+    """Return 1, 2 or 5 times a power of ten, so that about ten ticks fit."""
     power: int = 10 ** max(0, int(math.log10(max(last, 1) / 10)))
     return next(step * power for step in (1, 2, 5, 10) if last <= 10 * step * power)
 
 
-def _hover_name(name: str) -> str:
-    """Short enough for a label; what tells names apart stands at their ends more often than in the middle."""
-    half = _MAX_HOVER_NAME // 2
-    return name if len(name) <= _MAX_HOVER_NAME else f"{name[:half]}…{name[-half:]}"
+def _colour(series: Series) -> str:
+    return _LIGHT["muted" if series.colour is None else f"line-{series.colour}"]
 
 
-def _trace(chart: Chart, series: Series) -> dict[str, Any]:
-    is_budget = series.dash == "dot"
-    trace: dict[str, Any] = {
-        "name": escape(_hover_name(series.name)),
-        "x": series.rounds,
-        "y": series.values,
-        "text": [escape(text) for text in series.texts],
-        "hovertemplate": "<b>%{fullData.name}</b><br>round %{x}<br>%{text}<extra></extra>",
-        "meta": {"line": series.line, "colour": series.colour, "kind": "line", "part": series.part},
-    }
-    if chart.parts:
-        # Bars with one offset group stand on each other, those of other groups beside them.
-        trace["meta"]["kind"] = "bar"
-        return {
-            **trace,
-            "type": "bar",
-            "offsetgroup": str(series.line),
-            "hovertext": trace["text"],
-            "textposition": "none",
-        }
-    is_marked = not is_budget and len(series.rounds) <= _MAX_MARKED_ROUNDS
-    symbol = _PLOTLY_SYMBOLS[series.symbol] + ("-open" if series.dash == "dash" else "")
+def _trace(series: Series, key: str = "mean") -> dict[str, object]:
+    """Return what a bar and a line have in common; in a long name what tells it from others stands at its ends."""
+    name, half = series.name, _MAX_HOVER_NAME // 2
     return {
-        **trace,
-        "type": "scatter",
-        "mode": "lines+markers" if is_marked else "lines",
-        "cliponaxis": False,  # a marker on the axis is drawn whole
-        "line": {"dash": series.dash, "width": 1.5 if is_budget else 2},
-        "marker": {"symbol": symbol, "size": 8 if len(series.rounds) <= 40 else 5},
+        "name": escape(name if len(name) <= _MAX_HOVER_NAME else f"{name[:half]}…{name[-half:]}"),
+        "x": series.numbers.index.tolist(),
+        "y": _values(series.numbers[key]),
+        "text": [escape(text) for text in series.numbers["text"]],
+        "hovertemplate": _HOVER,
+        "hoverlabel": {"bordercolor": _colour(series)},
+        "meta": {"line": series.line},
+        "visible": True,
     }
 
 
-def _bands(chart: Chart) -> list[dict[str, Any]]:
-    """Closed shapes from the lowest to the highest, one for every stretch of rounds without a gap."""
-    bands = []
-    for series in chart.series:
-        if chart.parts or series.low is None or series.high is None:
-            continue
-        x: list[int | None] = []
-        y: list[float | None] = []
-        for stretch in _stretches(series):
-            ends = [*stretch, *reversed(stretch)]
-            x += [series.rounds[place] for place in ends] + [None]
-            y += [series.low[place] for place in stretch] + [series.high[place] for place in reversed(stretch)] + [None]
-        meta = {"line": series.line, "colour": series.colour, "kind": "band", "part": 0}
-        bands.append(
-            {"type": "scatter", "mode": "lines", "fill": "toself", "hoverinfo": "skip", "x": x, "y": y, "meta": meta}
+def _values(numbers: pd.Series) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in numbers]
+
+
+def _bar(series: Series) -> list[go.Bar]:
+    # Bars with one offset group stand on each other, those of other groups beside them.
+    colour, trace = _colour(series), _trace(series)
+    pattern = {"shape": _PATTERNS[series.filling], "bgcolor": _LIGHT["card"], "fgcolor": colour, "size": 7}
+    edge = {"color": colour, "width": [1 if height else 0 for height in _values(series.numbers["mean"])]}
+    marker = {"color": colour, "pattern": {**pattern, "fillmode": "replace"}, "line": edge}
+    return [go.Bar(**trace, offsetgroup=str(series.line), textposition="none", marker=marker)]
+
+
+def _line(series: Series) -> list[go.Scatter]:
+    """Return the line; of a budget that is not the same for all, the lowest and the highest."""
+    is_budget = series.dash == "dot"
+    num_rounds = len(series.numbers)
+    symbol = [*_SYMBOLS][series.symbol] + ("-open" if series.dash == "dash" else "")
+    return [
+        go.Scatter(
+            **_trace(series, key),
+            mode="lines" if is_budget or num_rounds > _MAX_MARKED_ROUNDS else "lines+markers",
+            cliponaxis=False,  # a marker on the axis is drawn whole
+            line={"dash": series.dash, "width": 1.5 if is_budget else 2, "color": _colour(series)},
+            marker={
+                "symbol": symbol,
+                "size": 8 if num_rounds <= _MAX_LARGE_MARKED_ROUNDS else 5,
+                "color": _colour(series),
+            },
         )
-    return bands
+        for key in (("min", "max") if is_budget and series.is_range else ("mean",))
+    ]
 
 
-def _stretches(series: Series) -> list[list[int]]:
-    stretches: list[list[int]] = [[]]
-    for place, value in enumerate(series.values):
-        if value is not None:
-            stretches[-1].append(place)
-        elif stretches[-1]:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch]
+def _band(series: Series, num_lines: int) -> go.Scatter:
+    """Return a closed shape from the lowest to the highest for every stretch of rounds without a gap."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    gaps = series.numbers["mean"].isna()
+    for _, stretch in series.numbers[~gaps].groupby(gaps.cumsum()[~gaps]):
+        x += [*stretch.index, *stretch.index[::-1], None]
+        y += [*stretch["min"], *stretch["max"][::-1], None]
+    colour, opacity = _colour(series), 0.1 if num_lines >= _CROWD else 0.19
+    return go.Scatter(
+        x=x, y=y, mode="lines", fill="toself", hoverinfo="skip", fillcolor=colour, opacity=opacity, visible=True,
+        line={"width": 1, "color": colour}, meta={"line": series.line},
+    )  # fmt: skip

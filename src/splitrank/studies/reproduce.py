@@ -1,4 +1,4 @@
-"""Run an experiment of the paper, or what is missing of it, and write down what came out.
+"""Run an experiment of the paper, or what is missing of it, and write down the results.
 
 A folder per experiment: ``members/``, ``results.csv`` and ``.parquet``, ``figure.png`` and ``.pdf``, ``verdicts.json``,
 ``report.html``.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -19,11 +18,11 @@ from splitrank.files import write_atomically
 from splitrank.records import finite
 from splitrank.studies import figures
 from splitrank.studies.experiments import Study
-from splitrank.studies.recorded import read_run
 from splitrank.studies.results import table_of
-from splitrank.studies.study import complete
-from splitrank.studies.sweep import Member
-from splitrank.studies.verdicts import judge
+from splitrank.studies.run_reader import read_run
+from splitrank.studies.study import run_sweep
+from splitrank.studies.sweep import Trial
+from splitrank.studies.verdicts import test_expectations
 
 DRAWS = 200
 """Seeds over which planned ranks are averaged, as in the calibration of the paper's constants."""
@@ -32,33 +31,33 @@ DRAWS = 200
 def reproduce(
     study: Study,
     experiment: str,
-    members: Sequence[Member],
+    trials: Sequence[Trial],
     out: Path,
     *,
     jobs: int,
     ray_address: str | None,
 ) -> Iterator[str]:
-    """Complete an experiment and judge it; yield what to print, a line at a time.
+    """Run an experiment to its end and test what the paper expects; yield the lines to print.
 
     Args:
-        members: as :func:`experiments.experiment_members` gives them.
+        trials: as :func:`experiments.experiment_trials` returns them.
         out: the experiment's folder.
 
     Raises:
         InputError: settings that cannot be used, or ``out`` holds another study.
-        RunError: members failed; those that are finished are in the table, nothing is judged.
+        RunError: trials failed; those that are finished are in the table, no expectation is tested.
     """
     title = f"{experiment}, preset {study.name}"
-    yield from complete(members, out, title, jobs=jobs, ray_address=ray_address)
-    runs = [read_run(out / "members" / member.name) for member in members]
-    table = table_of(members, runs)
-    expected = planned_ranks(members) if "planner.method" in table else None
+    yield from run_sweep(trials, out, title, jobs=jobs, ray_address=ray_address)
+    runs = [read_run(out / "members" / trial.name) for trial in trials]
+    table = table_of(trials, runs)
+    expected = planned_ranks(trials) if "planner.method" in table else None
     figures.save(figures.draw(experiment, table, title, study.scale, expected), out / "figure")
-    verdicts = judge(experiment, table, {run.name: run.records for run in runs})
+    verdicts = test_expectations(experiment, table, {run.name: run.clients for run in runs})
     content = {
         "experiment": experiment,
         "preset": study.name,
-        "seeds": sorted({member.config.run.seed for member in members}),
+        "seeds": sorted({trial.config.run.seed for trial in trials}),
         "verdicts": [finite(vars(verdict)) for verdict in verdicts],
     }
     write_atomically(out / "verdicts.json", json.dumps(content, indent=2) + "\n")
@@ -66,17 +65,17 @@ def reproduce(
     yield f"{out / 'figure.png'}, {out / 'results.csv'}, {out / 'report.html'}"
 
 
-def planned_ranks(members: Sequence[Member], draws: int = DRAWS) -> pd.DataFrame:
-    """Mean common rank of each distinct member but for its seed, over many draws of clients and channels.
+def planned_ranks(trials: Sequence[Trial], draws: int = DRAWS) -> pd.DataFrame:
+    """Return the mean rank of each trial that differs in more than its seed, over many draws of clients and channels.
 
     Returns:
         a line for each, with its varied settings and ``rank``.
     """
-    lines: dict[str, dict[str, Any]] = {}
-    for member in members:
-        varied = {key: value for key, value in member.varied.items() if key != "run.seed"}
+    lines: dict[str, dict[str, object]] = {}
+    for trial in trials:
+        varied = {key: value for key, value in trial.varied.items() if key != "run.seed"}
         if str(varied) not in lines:
-            lines[str(varied)] = {**varied, "rank": mean_planned_rank(member.config, draws)}
+            lines[str(varied)] = {**varied, "rank": mean_planned_rank(trial.config, draws)}
     return pd.DataFrame(list(lines.values()))
 
 

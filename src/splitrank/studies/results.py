@@ -1,23 +1,22 @@
-"""The table of a sweep: one line per member, from its run folder."""
+"""Make the table of a sweep: one line per trial, from its run folder."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from splitrank.files import write_atomically
-from splitrank.studies.recorded import RecordedRun
-from splitrank.studies.sweep import Member
-from splitrank.studies.totals import best_accuracy, mean_rank, numbers, of_clients, slowest, total
+from splitrank.studies.run_reader import RecordedRun
+from splitrank.studies.sweep import Trial
+from splitrank.studies.totals import best_accuracy, finite_or_none, mean_of, mean_rank, slowest, total
 
 
-def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
-    """What a member is and what came out; nothing that differs when it is run again.
+def trial_line(trial: Trial, run: RecordedRun) -> dict[str, object]:
+    """Return a trial's settings and results, by column; nothing that differs when it is run again.
 
     ``latency_s`` is the sum over rounds of the slowest client's, ``energy_j`` the sum over rounds and clients, both of
     the simulated devices; ``preparation_s`` and ``preparation_j`` are the slowest client's and all clients' one-off
@@ -26,46 +25,42 @@ def member_line(member: Member, run: RecordedRun) -> dict[str, Any]:
     rank has rank 1.
 
     The baseline full fine-tuning has no limits, so its clients run at their highest clocks, and its operations are
-    counted as they are: its time and energy compare with those of members with ``workload.model = "flops"`` at full
+    counted as they are: its time and energy compare with those of trials with ``workload.model = "flops"`` at full
     speed (as in the experiment ``placement``), not with those of the paper's count.
     """
-    last, rounds = run.records[-1], run.records[1:]
+    first, last, rounds = run.rounds.iloc[0], run.rounds.iloc[-1], run.rounds.iloc[1:]
     return {
-        "member": member.name,
-        "baseline": member.baseline,
-        **member.varied,
+        "member": trial.name,
+        "baseline": trial.baseline,
+        **trial.varied,
         "rounds": len(rounds),
-        "accuracy_before": run.records[0]["accuracy"],
-        "accuracy": last["accuracy"],
+        "accuracy_before": finite_or_none(first["accuracy"]),
+        "accuracy": finite_or_none(last["accuracy"]),
         "best_accuracy": best_accuracy(run),
-        "loss": last["loss"],
-        "macro_f1": last["macro_f1"],
-        "worst_client_accuracy": last["worst_client_accuracy"],
+        "loss": finite_or_none(last["loss"]),
+        "macro_f1": finite_or_none(last["macro_f1"]),
+        "worst_client_accuracy": finite_or_none(last["worst_client_accuracy"]),
         "mean_rank": mean_rank(run),
-        "mean_max_rank": _mean([rank for ranks in of_clients("max_rank")(run).values() for rank in ranks]),
-        "client_rounds_missed": sum(client["dropped"] for record in rounds for client in record["clients"]),
+        "mean_max_rank": mean_of(run.clients["max_rank"]),
+        "client_rounds_missed": int(run.clients["dropped"].sum()),
         "latency_s": slowest("latency_s")(run),
         "energy_j": total("energy_j")(run),
         "preparation_s": slowest("preparation_s")(run),
         "preparation_j": total("preparation_j")(run),
         "uplink_bits": total("uplink_bits")(run),
         "downlink_bits": total("downlink_bits")(run),
-        "factor_averaging_error": _mean(numbers(record["factor_averaging_error"] for record in rounds)),
+        "factor_averaging_error": mean_of(rounds["factor_averaging_error"]),
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
-
-
-def table_of(members: Sequence[Member], runs: Sequence[RecordedRun]) -> pd.DataFrame:
-    """One line for each member and what it left behind, in their order."""
-    lines = [member_line(member, run) for member, run in zip(members, runs, strict=True)]
+def table_of(trials: Sequence[Trial], runs: Sequence[RecordedRun]) -> pd.DataFrame:
+    """Return a line for each trial and its run, in their order."""
+    lines = [trial_line(trial, run) for trial, run in zip(trials, runs, strict=True)]
     return pd.DataFrame([{key: _cell(value) for key, value in line.items()} for line in lines])
 
 
 def _cell(value: Any) -> Any:
-    """Lists and tables as text, so that a column of a file can hold them."""
+    """Return lists and tables as text, so that a column of a file can hold them."""
     return str(value) if isinstance(value, list | tuple | dict) else value
 
 

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of: every combination of some settings, or a list of them, times seeds.
+"""Read which runs a sweep consists of: every combination of some settings, or a list of them, times seeds.
 
 A sweep file names a base and what varies:
 
@@ -8,7 +8,7 @@ A sweep file names a base and what varies:
     [set]                                   # the same for all
     federation.rounds = 3
 
-    [grid]                                  # every combination; or [[list]] tables, one per member
+    [grid]                                  # every combination; or [[list]] tables, one per trial
     adapter.rank = [1, 4, 16]
 """
 
@@ -27,12 +27,15 @@ from typing import Any, Literal
 from splitrank.config import Config, config_of, flatten, read_toml, with_values
 from splitrank.errors import ConfigError, InputError
 
-THREADS_OF_A_MEMBER = 1
-"""What ``run.threads = 0`` becomes: bits depend on the number of threads, and must not on that of the processes."""
+THREADS_OF_A_TRIAL = 1
+"""Stands for ``run.threads = 0``: bits depend on the number of threads, and must not on that of the processes."""
 
-MAX_MEMBERS = 10_000
+MAX_TRIALS = 10_000
 
-FULL_FINE_TUNING: dict[str, Any] = {
+Settings = dict[str, Any]
+"""Dotted key → value, such as ``adapter.rank`` → 4."""
+
+FULL_FINE_TUNING: Settings = {
     "adapter.method": "full",
     "budget.latency_s": math.inf,
     "budget.energy_j": math.inf,
@@ -42,8 +45,8 @@ FULL_FINE_TUNING: dict[str, Any] = {
     "planner.rank_policy": "common",
     "workload.model": "flops",
 }
-"""What makes a member's settings those of the baseline ``"full-fine-tuning"``: all weights of the trained layers, no
-limits, and operations as they really are, since the paper's count knows LoRA alone."""
+"""Make a trial the baseline ``"full-fine-tuning"``: all weights of the trained layers, no limits, operations as they
+really are, since the paper's count knows LoRA alone."""
 
 Baseline = Literal["", "centralised", "full-fine-tuning"]
 
@@ -51,25 +54,25 @@ _MAX_NAME = 120
 
 
 @dataclass(frozen=True)
-class Member:
+class Trial:
     """One run among many.
 
     Attributes:
         name: tells it from the others; also its folder's name.
-        varied: dotted key → value, the settings in which it differs.
+        varied: the settings in which it differs.
         config: all its settings.
-        baseline: which one it is, ``""`` for a member that is none. Both are runs like any other; see
+        baseline: which one it is, ``""`` for a trial that is none. Both are runs like any other; see
             :data:`FULL_FINE_TUNING`.
     """
 
     name: str
-    varied: dict[str, Any]
+    varied: Settings
     config: Config
     baseline: Baseline = ""
 
 
-def read_sweep(path: Path) -> list[Member]:
-    """The members of a sweep file, in its order, seeds varying fastest.
+def read_sweep(path: Path) -> list[Trial]:
+    """Return the trials of a sweep file, in its order, seeds varying fastest.
 
     Raises:
         InputError: the file cannot be read, names no value to vary, or settings that do not exist.
@@ -78,7 +81,7 @@ def read_sweep(path: Path) -> list[Member]:
     if unknown := set(content) - {"base", "seeds", "set", "grid", "list"}:
         raise InputError(
             f"{path} must hold base, seeds, [set], [grid] or [[list]], got {', '.join(sorted(unknown))}; "
-            "settings that all members share go under [set]"
+            "settings that all trials share go under [set]"
         )
     base, shared, grid, listed = (content.get(key, kind()) for key, kind, _ in _PARTS)
     for (key, kind, rule), part in zip(_PARTS, (base, shared, grid, listed), strict=True):
@@ -96,11 +99,11 @@ def read_sweep(path: Path) -> list[Member]:
     check_not_set(flatten(shared), varied, f"[set] in {path}")
     if seeds and any("run.seed" in combination for combination in combinations):
         raise InputError(f"{path} must vary run.seed once, got it beside seeds; leave one of them out")
-    return members(base or "offline", [flatten(shared)], combinations, seeds)
+    return make_trials(base or "offline", [flatten(shared)], combinations, seeds)
 
 
 def check_not_set(given: Iterable[str], varied: Iterable[str], where: str) -> None:
-    """Refuse settings that would be without effect, since every member has a value of its own.
+    """Refuse settings that would be without effect, since every trial has a value of its own.
 
     Raises:
         InputError: ``given`` holds a key that is varied.
@@ -126,8 +129,8 @@ def _checked_seeds(seeds: Any, path: Path) -> list[int]:
     return list(seeds)
 
 
-def combined(grid: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """Every combination of a grid's values, the last key varying fastest.
+def combined(grid: Mapping[str, Any], where: str) -> Iterator[Settings]:
+    """Yield every combination of a grid's values, the last key varying fastest.
 
     Args:
         grid: dotted key → list of values.
@@ -139,33 +142,33 @@ def combined(grid: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{key} in {where} must be a list of at least one value, got {values!r}")
-    if math.prod(len(values) for values in grid.values()) > MAX_MEMBERS:
-        raise InputError(f"grid in {where} must have at most {MAX_MEMBERS:,} combinations; take some values out")
+    if math.prod(len(values) for values in grid.values()) > MAX_TRIALS:
+        raise InputError(f"grid in {where} must have at most {MAX_TRIALS:,} combinations; take some values out")
     for values in product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
-def members(
+def make_trials(
     base: str,
     layers: Sequence[Mapping[str, Any]],
     combinations: Sequence[Mapping[str, Any]],
     seeds: Sequence[int] | None,
     baseline: Baseline = "",
-) -> list[Member]:
-    """One member for every combination and seed.
+) -> list[Trial]:
+    """Return a trial for every combination and seed.
 
     Args:
         base: a preset or a TOML file.
-        layers: dotted keys that all members have in common, the later over the earlier.
+        layers: dotted keys that all trials have in common, the later over the earlier.
         combinations: dotted keys of each.
         seeds: values of ``run.seed``, None to leave it as it is.
-        baseline: which one all of them are; their names begin with it.
+        baseline: the one that all of them are; their names begin with it.
 
     Raises:
-        ConfigError: every broken rule once, however many members break it.
-        InputError: two members are the same.
+        ConfigError: every broken rule once, however many trials break it.
+        InputError: two trials are the same.
     """
-    found: dict[str, Member] = {}
+    found: dict[str, Trial] = {}
     problems: dict[str, None] = {}
     for combination, seed in product(combinations, seeds if seeds is not None else [None]):
         varied = {**combination, **({} if seed is None else {"run.seed": seed})}
@@ -178,20 +181,20 @@ def members(
             # Twice, since what has lost its effect is only then back at its default, as it is read from a run folder.
             config = with_values(with_values(config, FULL_FINE_TUNING), {})
         config = _wherever_it_runs(config)
-        name = f"{baseline},{member_name(varied)}" if baseline else member_name(varied)
+        name = f"{baseline},{trial_name(varied)}" if baseline else trial_name(varied)
         if name in found:
-            raise InputError(f"The members of a sweep must differ, got {name} twice")
-        found[name] = Member(name, varied, config, baseline)
+            raise InputError(f"The trials of a sweep must differ, got {name} twice")
+        found[name] = Trial(name, varied, config, baseline)
     if problems:
         raise ConfigError(list(problems))
     return list(found.values())
 
 
 def _wherever_it_runs(config: Config) -> Config:
-    """The same settings with nothing left to the machine's cores or to the folder that it runs in."""
-    values: dict[str, Any] = {}
+    """Return the same settings with nothing left to the machine's cores or to the folder that it runs in."""
+    values: Settings = {}
     if config.run.threads == 0:
-        values["run.threads"] = THREADS_OF_A_MEMBER
+        values["run.threads"] = THREADS_OF_A_TRIAL
     if config.data.path is not None:
         values["data.path"] = str(Path(config.data.path).resolve())
     if Path(config.model.name).is_dir():
@@ -199,8 +202,8 @@ def _wherever_it_runs(config: Config) -> Config:
     return with_values(config, values) if values else config
 
 
-def member_name(varied: Mapping[str, Any]) -> str:
-    """A name that can be a folder's, such as ``rank=4,seed=0``."""
+def trial_name(varied: Mapping[str, Any]) -> str:
+    """Return a name that can be a folder's, such as ``rank=4,seed=0``."""
     last = [key.rpartition(".")[2] for key in varied]
     parts = [
         f"{key if last.count(short) > 1 else short}={_shown(varied[key])}"

@@ -1,6 +1,6 @@
-"""Does what the paper expects hold here? Every expectation is a difference that must be positive, paired over seeds.
+"""Test what the paper expects. Every expectation is a difference that must be positive, paired over seeds.
 
-Members with the same seed share their texts, head, batches and channels, so a difference between them is due to what
+Trials with the same seed share their texts, head, batches and channels, so a difference between them is due to what
 the experiment varies. The 95 % interval of its mean over seeds (Student's t) decides: above 0 the expectation holds,
 below 0 it does not, around 0 these seeds do not resolve it.
 """
@@ -8,8 +8,8 @@ below 0 it does not, around 0 these seeds do not resolve it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from scipy import stats
@@ -19,17 +19,19 @@ from splitrank.studies.experiments import BASELINE_LAYERS, VARIED
 CONFIDENCE = 0.95
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
 
+Clients = Mapping[str, pd.DataFrame]
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of an expectation.
+    """Outcome of a test of an expectation.
 
     Attributes:
         expectation: in words.
         outcome: ``"holds"``, ``"does not hold"`` or ``"not resolved"``.
-        difference: mean over seeds of what must be positive; NaN if nothing could be compared.
+        difference: mean over seeds of the difference that must be positive; NaN if nothing could be compared.
         low, high: its 95 % interval; NaN with one seed.
-        seeds: how many pairs.
+        seeds: number of pairs.
         unit: of the difference.
     """
 
@@ -48,7 +50,7 @@ class Verdict:
 
 
 def paired(expectation: str, more: pd.Series, less: pd.Series, unit: str = "points") -> Verdict:
-    """Judge that ``more`` is greater than ``less``; both indexed by seed."""
+    """Test that ``more`` is greater than ``less``; both indexed by seed."""
     differences = (more - less).dropna().to_numpy(dtype=float)
     count = len(differences)
     if count == 0:
@@ -62,23 +64,23 @@ def paired(expectation: str, more: pd.Series, less: pd.Series, unit: str = "poin
     return Verdict(expectation, outcome, mean, low, high, count, unit)
 
 
-def judge(experiment: str, table: pd.DataFrame, records: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
-    """The verdicts on all that the paper expects of an experiment.
+def test_expectations(experiment: str, table: pd.DataFrame, clients: Clients) -> list[Verdict]:
+    """Return the verdicts on all that the paper expects of an experiment.
 
     Args:
         experiment: its name.
-        table: of its members, as :func:`results.table_of` gives it.
-        records: member's name → its rounds.
+        table: of its trials, as :func:`results.table_of` returns it.
+        clients: trial's name → :attr:`run_reader.RecordedRun.clients`.
     """
     if experiment == "placement":
         return _placement(table)
     if experiment == "rank":
         return _rank(table)
-    return _budget(experiment, table, records)
+    return _budget(experiment, table, clients)
 
 
 def _points(table: pd.DataFrame, column: str = "accuracy") -> pd.Series:
-    """A share in points by seed, averaged over whatever else the lines differ in."""
+    """Return a share in points by seed, averaged over whatever else the lines differ in."""
     points: pd.Series = 100 * table.groupby("run.seed")[column].mean()
     return points
 
@@ -111,7 +113,7 @@ def _rank(table: pd.DataFrame) -> list[Verdict]:
     return verdicts
 
 
-def _budget(experiment: str, table: pd.DataFrame, records: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
+def _budget(experiment: str, table: pd.DataFrame, clients: Clients) -> list[Verdict]:
     varied = VARIED[experiment]
     planned = table[table["planner.method"] != "random-frequency"]
     drawn = table[table["planner.method"] == "random-frequency"]
@@ -139,22 +141,17 @@ def _budget(experiment: str, table: pd.DataFrame, records: dict[str, list[dict[s
             drawn.groupby("run.seed")["mean_rank"].mean(),
             unit="ranks",
         ),
-        _never_below(varied, planned, drawn, records),
+        _never_below(varied, planned, drawn, clients),
     ]
 
 
-def _never_below(
-    varied: str, planned: pd.DataFrame, drawn: pd.DataFrame, records: dict[str, list[dict[str, Any]]]
-) -> Verdict:
-    """A random frequency is one that the planner could choose, so on the same draws its rank is never higher."""
-    margins: list[int] = []
+def _never_below(varied: str, planned: pd.DataFrame, drawn: pd.DataFrame, clients: Clients) -> Verdict:
+    """Test that no rank is above the planner's: a random frequency is one that the planner could have chosen."""
+    margins: list[float] = []
     pairs = planned.merge(drawn, on=[varied, "run.seed"], suffixes=("", "_drawn"))
     for ours, theirs in zip(pairs["member"], pairs["member_drawn"], strict=True):
-        for record, other in zip(records[ours][1:], records[theirs][1:], strict=True):
-            margins += [
-                client["max_rank"] - beside["max_rank"]
-                for client, beside in zip(record["clients"], other["clients"], strict=True)
-            ]
+        one, other = (clients[name]["max_rank"].loc[1:].to_numpy() for name in (ours, theirs))
+        margins += list(one - other)
     least = min(margins, default=0)
     what = f"no client's max_rank is below its rank under random frequency ({len(margins):,} client-rounds; the least)"
     outcome = UNRESOLVED if not margins else HOLDS if least >= 0 else FAILS
@@ -162,5 +159,5 @@ def _never_below(
 
 
 def spread(table: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
-    """Mean, least and greatest over seeds of a column for each value of ``by``, in the table's order."""
+    """Return mean, least and greatest over seeds of a column for each value of ``by``, in the table's order."""
     return table.groupby(by, sort=False)[column].agg(["mean", "min", "max"])

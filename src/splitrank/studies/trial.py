@@ -1,6 +1,6 @@
-"""One member of a sweep in a process of its own.
+"""Run one trial of a sweep in a process of its own.
 
-    python -m splitrank.studies.member SETTINGS.toml RUN_DIR
+    python -m splitrank.studies.trial SETTINGS.toml RUN_DIR
 
 The exit codes are those of ``splitrank run``. A run that was broken off is continued.
 """
@@ -21,7 +21,7 @@ from splitrank.logs import show_log
 _MAX_MESSAGE = 1000
 
 
-def run_member(settings: Path, folder: Path) -> None:
+def run_trial(settings: Path, folder: Path) -> None:
     """Train to the last round, from where an earlier process was broken off.
 
     Raises:
@@ -31,7 +31,7 @@ def run_member(settings: Path, folder: Path) -> None:
     begun = (folder / "config.toml").is_file()
     if begun:
         config = run_folder.resumed_config(folder, config, [])
-    for record in tracked(run(config, folder, resume=begun), config.run.tracking, folder):
+    for record in tracked(run(config, folder, resume=begun, refuse_unable=False), config.run.tracking, folder):
         print(f"round {record.round}: {100 * record.accuracy:.1f} %", flush=True)
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     show_log()
     settings, folder = sys.argv[1:]
     try:
-        run_member(Path(settings), Path(folder))
+        run_trial(Path(settings), Path(folder))
     except (InputError, RunError, OSError) as error:
         print(f"Error: {textwrap.shorten(str(error), _MAX_MESSAGE)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
