@@ -212,9 +212,7 @@ def run(
         _write_report_of_run(folder)
         result = export_folder(settings)
         print(f"Run folder: {folder}  ({result}: {folder / result})", file=sys.stderr)
-    if not any(
-        client.get("dropped") is False for record in run_folder.read_records(folder) for client in record.clients
-    ):
+    if not any(record.trained for record in run_folder.read_records(folder)):
         raise typer.Exit(3)
 
 

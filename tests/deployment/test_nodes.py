@@ -49,14 +49,12 @@ def test_training_at_a_set_clock_is_counted_at_full_clock(connected, monkeypatch
     _, record = run_round(clients.model.initial_state(), clients)
     for client, told in enumerate(record.clients):
         machine = before[client].machine
-        share = told["frequency_hz"] / machine.reference_frequency_hz
+        share = told.frequency_hz / machine.reference_frequency_hz
         assert share < 0.5
-        assert told["wall_compute_s"] < told["compute_s"] / 2
-        full_clock_s = told["samples"] * (
-            machine.seconds_per_sample + machine.seconds_per_sample_per_rank * told["rank"]
-        )
+        assert told.wall_compute_s < told.compute_s / 2
+        full_clock_s = told.samples * (machine.seconds_per_sample + machine.seconds_per_sample_per_rank * told.rank)
         (slowness,) = clients.messenger.worker._prepared.machines[client].slowness
-        assert slowness * full_clock_s < told["wall_compute_s"] * share
+        assert slowness * full_clock_s < told.wall_compute_s * share
 
 
 @pytest.mark.parametrize("where", ["server", "client"])
@@ -73,7 +71,7 @@ def test_a_machine_timed_while_it_was_busy_is_soon_planned_as_it_is(connected, m
     timed_s = [estimates[client].machine.seconds_per_sample for client in range(3)]
     _, record = run_round(clients.model.initial_state(), clients)
     for client, told in enumerate(record.clients):
-        assert told["wall_compute_s"] < timed_s[client] * told["samples"] / 5
+        assert told.wall_compute_s < timed_s[client] * told.samples / 5
         assert estimates[client].machine.seconds_per_sample < timed_s[client] / 5
         known = clients.roster.known[client].machine
         assert known == (estimates[client].machine if where == "server" else None)
@@ -91,5 +89,5 @@ def test_without_a_time_limit_a_round_waits_as_long_as_the_timeout(connected, mo
     _, record = run_round(clients.model.initial_state(), clients)
     assert waited == [77.0]
     for told in record.clients:
-        assert not told["dropped"]
-        assert told["frequency_hz"] == told["frequency_range_hz"][1]
+        assert not told.dropped
+        assert told.frequency_hz == told.frequency_range_hz[1]

@@ -75,13 +75,13 @@ def test_in_one_process(method, rule, policy, config_of, tmp_path):
     config = config_of(method, rule, policy)
     records = list(run(config, tmp_path / "run"))
     assert records[-1].accuracy > records[0].accuracy
-    ranks = {client["rank"] for record in records[1:] for client in record.clients}
+    ranks = {client.rank for record in records[1:] for client in record.clients}
     assert records[1].status == "optimal"
     assert (ranks == {1}) == (method == "full")
     if policy == "per-client":
-        assert any(len({client["rank"] for client in record.clients}) > 1 for record in records[1:])
+        assert any(len({client.rank for client in record.clients}) > 1 for record in records[1:])
     else:
-        assert all(len({client["rank"] for client in record.clients}) == 1 for record in records[1:])
+        assert all(len({client.rank for client in record.clients}) == 1 for record in records[1:])
 
     # What is exported predicts what was evaluated, by plain PEFT or transformers.
     data = load_data(config)
@@ -228,7 +228,7 @@ def test_a_client_that_lost_its_part_starts_it_afresh_and_the_record_says_so(con
         for file in store.folder.iterdir():
             file.write_bytes(b"damaged")
         records += list(rounds)
-    told = [(record.round, client) for record in records for client in record.clients]
-    lost = {(round, client["client"]) for round, client in told if client.get("personal_lost")}
+    told = [(record.round, client) for record in records for client in record.planned]
+    lost = {(round, client.client) for round, client in told if client.personal_lost}
     assert lost == {(2, 1)}
     assert len(list(store.folder.iterdir())) == 3

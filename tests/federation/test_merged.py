@@ -42,8 +42,8 @@ def test_a_run_with_merged_parts(targets, tiny_config, tmp_path):
     records = list(run(config, tmp_path / "run", connect=connect))
     assert records[-1].accuracy > records[0].accuracy
     # What was put aside goes down every round; the first of it after round 1.
-    down = [record.clients[0]["downlink_bits"] for record in records[1:]]
-    up = [record.clients[0]["uplink_bits"] for record in records[1:]]
+    down = [record.clients[0].downlink_bits for record in records[1:]]
+    up = [record.clients[0].uplink_bits for record in records[1:]]
     assert down[0] == up[0] == up[1]
     assert down[1] == 2 * up[1]
 

@@ -59,9 +59,9 @@ def test_too_few_leave_the_model_as_it_is(tiny_config):
     clients.close()
     assert after.round == 1
     assert after.adapter is state.adapter
-    assert record.clients[0]["missed"] == "gone"
-    assert "needs 3 updates (federation.min_clients), got 2" in record.clients[1]["missed"]
-    assert all(client["dropped"] for client in record.clients)
+    assert record.clients[0].missed == "gone"
+    assert "needs 3 updates (federation.min_clients), got 2" in record.clients[1].missed
+    assert all(client.dropped for client in record.clients)
     assert record.factor_averaging_error is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from splitrank.config import load_config
 from splitrank.federation.plan_report import plan_lines, plan_report
 from splitrank.federation.round_lines import round_lines
-from splitrank.records import RoundRecord
+from splitrank.records import ClientRecord, RoundRecord
 
 
 def report_of(*overrides: str):
@@ -66,10 +66,16 @@ def test_budgets_without_limit(overrides, expected):
 
 @pytest.mark.parametrize("no_energy_limit", [None, float("inf")])
 def test_rounds_without_limit(no_energy_limit):
+    plan = dict.fromkeys(("frequency_hz", "uplink_bps", "downlink_bps", "compute_s", "uplink_s", "downlink_s"), 1.0)
+    sent = {"uplink_bits": 5.0, "downlink_bits": 7.0, "train_loss": 1.0, "samples": 4, "dropped": False}
     clients = [
-        {"client": i, "rank": 4 + i, "latency_s": 2.0, "energy_j": 3.0 + i, "energy_budget_j": budget_j}
-        | {"dropped": False}
-        for i, budget_j in enumerate((no_energy_limit, no_energy_limit))
+        ClientRecord(
+            **plan,
+            **sent,
+            **{"client": i, "rank": 4 + i, "max_rank": 9, "frequency_range_hz": [1.0, 1.0], "binding": "energy"},
+            **{"latency_s": 2.0, "energy_j": 3.0 + i, "energy_budget_j": no_energy_limit},
+        )
+        for i in range(2)
     ]
     record = RoundRecord(1, "optimal", 4, 0.5, 1.0, 0.5, 0.5, None, clients)
     (line,) = round_lines([record], load_config("edge", ["budget.latency_s=inf", "budget.energy_j=inf"]))

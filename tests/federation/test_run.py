@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from splitrank import load_config, load_data, make_clients, predict, run, run_round
-from splitrank.errors import ConfigError, InputError
+from splitrank.errors import ConfigError, InfeasibleError, InputError
 from splitrank.federation import run_folder
 
 
@@ -172,15 +172,19 @@ def test_a_weak_client_sits_out(tiny_config, tmp_path):
     for record in records[1:]:
         assert record.status == "optimal"
         one = record.clients[1]
-        assert (one["dropped"], one["rank"], one["max_rank"], one["uplink_bits"]) == (True, 0, 0, 0.0)
-        assert one["binding"] == "energy"
-        assert one["shortfall"]["constraint"] == "energy"
-        assert one["train_loss"] is None
-        assert not record.clients[0]["dropped"]
+        assert (one.dropped, one.rank, one.max_rank, one.uplink_bits) == (True, 0, 0, 0.0)
+        assert one.binding == "energy"
+        assert one.shortfall.constraint == "energy"
+        assert one.train_loss is None
+        assert not record.clients[0].dropped
 
 
 def test_a_round_for_nobody_is_recorded_and_the_run_goes_on(tiny_config, tmp_path):
-    records = run_all(tiny_config, tmp_path / "run", "budget.energy_j=0.05", "federation.rounds=2")
+    config = load_config(str(tiny_config), ["budget.energy_j=0.05", "federation.rounds=2"])
+    with pytest.raises(InfeasibleError, match=r"0 of 3 ever can.*\n.*client 0 cannot do rank 1: energy, needs 0\.1 J"):
+        next(run(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    records = list(run(config, tmp_path / "run", refuse_unable=False))
     assert [record.status for record in records] == [None, "infeasible", "infeasible"]
     assert [record.rank for record in records] == [0, 0, 0]
     assert records[0].accuracy == records[1].accuracy == records[2].accuracy
@@ -190,11 +194,11 @@ def test_a_round_for_nobody_is_recorded_and_the_run_goes_on(tiny_config, tmp_pat
 
 def test_a_fixed_rank_sits_out_whom_it_overloads(tiny_config, tmp_path):
     (_, free) = run_all(tiny_config, tmp_path / "free", "federation.rounds=1")
-    rank = sorted(client["max_rank"] for client in free.clients)[1]
+    rank = sorted(client.max_rank for client in free.clients)[1]
     (_, fixed) = run_all(tiny_config, tmp_path / "fixed", "federation.rounds=1", f"adapter.rank={rank}")
     assert fixed.rank == rank
-    assert [client["dropped"] for client in fixed.clients] == [client["max_rank"] < rank for client in free.clients]
-    assert any(client["dropped"] for client in fixed.clients)
+    assert [client.dropped for client in fixed.clients] == [client.max_rank < rank for client in free.clients]
+    assert any(client.dropped for client in fixed.clients)
 
 
 @pytest.mark.parametrize("method", ["bisection", "branch-and-bound", "random-frequency"])
@@ -271,7 +275,7 @@ def test_sizes_that_contradict_the_weights(tiny_config, tmp_path):
 def test_a_broadcast_waits_for_nobody_who_sits_out(tiny_config, tmp_path):
     fixed = ["radio.uplink_gain=[1e-3,1e-3,1e-3]", "radio.downlink_gain=[0,1e-3,2e-3]", "radio.downlink=broadcast"]
     (_, record) = run_all(tiny_config, tmp_path / "run", "federation.rounds=1", *fixed)
-    assert [client["dropped"] for client in record.clients] == [True, False, False]
-    rates = [client["downlink_bps"] for client in record.clients]
+    assert [client.dropped for client in record.clients] == [True, False, False]
+    rates = [client.downlink_bps for client in record.clients]
     assert rates[0] == 0
     assert rates[1] == rates[2] > 0

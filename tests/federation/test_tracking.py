@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ import pytest
 from splitrank import Config, load_config, run
 from splitrank.errors import InputError, RunError
 from splitrank.federation import run_folder
+from splitrank.federation.run_folder import read_records
 from splitrank.federation.tracking import scalars, tracked
-from splitrank.records import RoundRecord
+from splitrank.records import ClientRecord, PreparationRecord, RoundRecord
 
 # Read once when MLflow is imported: no test may try the network.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -27,7 +28,7 @@ of_mlflow = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy:De
 
 
 def records_of(folder: Path) -> list[RoundRecord]:
-    return [RoundRecord(**json.loads(line)) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return read_records(folder)
 
 
 def without_wall(folder: Path) -> list[dict]:
@@ -83,9 +84,15 @@ def in_mlflow(uri: str, run_id: str) -> dict[tuple[str, int], list[float]]:
 
 
 def test_scalars_of_a_round():
-    client = {"dropped": False, "latency_s": 2.0, "energy_j": 3.0, "uplink_bits": 5.0, "downlink_bits": 7.0}
-    slow = {**client, "latency_s": 4.0}
-    absent = {**client, "dropped": True, "latency_s": None, "energy_j": None}
+    plan = dict.fromkeys(("frequency_hz", "uplink_bps", "downlink_bps", "compute_s", "uplink_s", "downlink_s"), 1.0)
+    client = ClientRecord(
+        **plan,
+        **{"client": 0, "rank": 8, "max_rank": 9, "frequency_range_hz": [1.0, 1.0], "binding": "energy"},
+        **{"latency_s": 2.0, "energy_j": 3.0, "uplink_bits": 5.0, "downlink_bits": 7.0, "train_loss": 1.0},
+        **{"samples": 4, "energy_budget_j": None, "dropped": False},
+    )
+    slow = replace(client, latency_s=4.0)
+    absent = replace(client, dropped=True, latency_s=None, energy_j=None)
     record = RoundRecord(3, "optimal", 8, 0.5, 1.25, 0.25, 0.125, 1e-3, [client, slow, absent])
     assert scalars(record) == {
         "rank": 8,
@@ -99,7 +106,7 @@ def test_scalars_of_a_round():
         "uplink_bits": 10.0,
         "downlink_bits": 14.0,
     }
-    before_training = RoundRecord(0, None, 0, 0.5, float("nan"), 0.25, 0.125, None, [{"preparation_s": 1.0}])
+    before_training = RoundRecord(0, None, 0, 0.5, float("nan"), 0.25, 0.125, None, [PreparationRecord(0, 4, 1.0)])
     assert set(scalars(before_training)) == {"rank", "accuracy", "macro_f1", "worst_client_accuracy"}
 
 

@@ -165,8 +165,8 @@ def test_the_average_is_weighted_by_samples(tuning):
         assert tensor.dtype == torch.float32
         shares = [one.adapter.tensors[name].double() * one.num_samples / 20 for one in alone]
         torch.testing.assert_close(tensor.double(), sum(shares), rtol=0, atol=1e-7)
-    assert [client["train_loss"] for client in record.clients] == [one.train_loss for one in alone]
-    assert [client["samples"] for client in record.clients] == [7, 7, 6]
+    assert [client.train_loss for client in record.clients] == [one.train_loss for one in alone]
+    assert [client.samples for client in record.clients] == [7, 7, 6]
 
 
 def test_clients_start_from_the_same_weights_with_fresh_moments(tuning):
@@ -219,7 +219,7 @@ def test_round_zero_and_batches_are_those_of_a_lora_run(full_config, tiny_config
     monkeypatch.setattr(TrunkOutputs, "read", watched)
     settings = ["federation.rounds=2", "federation.local_epochs=2"]
     expected = list(run(load_config(str(tiny_config), [FP32, "adapter.rank=2", *settings]), tmp_path / "lora"))
-    assert not any(client["dropped"] for record in expected[1:] for client in record.clients)
+    assert not any(client.dropped for record in expected[1:] for client in record.clients)
     by_lora = seen.copy()
     seen.clear()
     records = list(run(full_config(*settings), tmp_path / "full"))

@@ -10,9 +10,9 @@ import numpy as np
 
 from splitrank.config import Config
 from splitrank.errors import InfeasibleError
-from splitrank.federation.plan_report import shortfall_text
-from splitrank.planning.plan import make_plan, plan_json
+from splitrank.planning.plan import client_plans, make_plan
 from splitrank.planning.problem import Problem, compute_s
+from splitrank.records import ClientPlan
 
 _ENDLESS_BPS = 1e300
 """A rate at which any number of bits takes no time."""
@@ -37,8 +37,7 @@ def check_able(config: Config, problem: Problem) -> None:
     able = int(plan.participants.sum())
     if able == problem.num_clients:
         return
-    told = plan_json(plan, problem)["clients"]
-    lines = list(_shortfalls(problem, [client for client in told if "shortfall" in client]))
+    lines = list(_shortfalls(problem, client_plans(plan, problem)))
     if able >= config.federation.min_clients:
         for line in lines:
             _LOG.warning(f"{line}; it will sit out every round.")
@@ -55,15 +54,14 @@ def check_able(config: Config, problem: Problem) -> None:
     )
 
 
-def _shortfalls(problem: Problem, clients: list[dict[str, object]]) -> Iterator[str]:
+def _shortfalls(problem: Problem, clients: list[ClientPlan]) -> Iterator[str]:
     """Yield what each client lacks at rank 1, or the fixed rank, and the time that it would need."""
     at_full_speed_s = compute_s(problem, problem.rank_floor, problem.max_frequency_hz)
-    for client in clients:
-        index, shortfall = int(str(client["client"])), client["shortfall"]
-        assert isinstance(shortfall, dict)
-        rank = int(problem.rank_floor[index])
-        needs = f"client {index} cannot do rank {rank}: {shortfall_text(shortfall)}"
-        if shortfall["constraint"] == "frequency":
+    for index, client in enumerate(clients):
+        if client.shortfall is None:
+            continue
+        needs = f"client {index} cannot do rank {problem.rank_floor[index]}: {client.shortfall}"
+        if client.shortfall.constraint == "frequency":
             needed_s = (at_full_speed_s[index] + problem.overhead_s[index]) / (1 - problem.latency_margin)
             needs += f"; at full speed a round takes {needed_s:,.6g} s of budget.latency_s = "
             needs += f"{problem.latency_budget_s:,.6g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from splitrank.planning.workload import (
     paper_workload,
     trunk_cycles,
 )
+from splitrank.records import PreparationRecord
 from splitrank.traits import RuleTraits
 
 FloatArray = NDArray[np.float64]
@@ -111,13 +111,13 @@ def preparation(config: Config, shape: EncoderShape, texts: TextStats) -> Prepar
     return Preparation(cycles / max_frequency_hz, capacitance * cycles * max_frequency_hz**2)
 
 
-def preparation_records(config: Config, shape: EncoderShape, texts: TextStats) -> list[dict[str, Any]]:
+def preparation_records(config: Config, shape: EncoderShape, texts: TextStats) -> list[PreparationRecord]:
     """Return what round 0's line says of the clients: their texts, and what their pass through the trunk costs."""
     cost = preparation(config, shape, texts)
-    records: list[dict[str, Any]] = [
-        {"client": client, "samples": int(samples)} for client, samples in enumerate(texts.samples)
+    costs = zip(cost.seconds, cost.joules, strict=True) if cost else [(None, None)] * len(texts.samples)
+    return [
+        PreparationRecord(
+            client, int(samples), None if seconds is None else float(seconds), None if joules is None else float(joules)
+        )
+        for client, (samples, (seconds, joules)) in enumerate(zip(texts.samples, costs, strict=True))
     ]
-    if cost is not None:
-        for record, seconds, joules in zip(records, cost.seconds, cost.joules, strict=True):
-            record.update(preparation_s=float(seconds), preparation_j=float(joules))
-    return records

@@ -18,7 +18,7 @@ from splitrank.federation.sizes import (
 )
 from splitrank.federation.texts import nominal_text_stats
 from splitrank.planning.plan import plan_json
-from splitrank.records import finite
+from splitrank.records import Shortfall, finite
 
 
 def plan_report(config: Config, round: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def plan_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{cells}  {client['binding']}"
     for client in clients:
         if "shortfall" in client:
-            yield f"client {client['client']} cannot take part: {shortfall_text(client['shortfall'])}"
+            yield f"client {client['client']} cannot take part: {Shortfall(**client['shortfall'])}"
     if "able" in report:
         yield from _able_lines(report["able"])
     if "preparation_s" in clients[0]:
@@ -168,12 +168,3 @@ def _cell(value: float | None, scale: float = 1.0, digits: int = 1, *, none: str
 
 def _budget(value: float | None, unit: str, what: str) -> str:
     return f"no limit of {what}" if value is None else f"{value:,.6g} {unit}"
-
-
-def shortfall_text(shortfall: dict[str, Any]) -> str:
-    """Return what a client lacks, in words, from the ``"shortfall"`` of its plan; at rate 0 no time is enough."""
-    if shortfall["needed"] is None:
-        return f"{shortfall['constraint']}, has no link"
-    unit, available = shortfall["unit"], f"{shortfall['available']:,.6g}"
-    needed = f"{shortfall['needed']:,.6g} {unit}"
-    return f"{shortfall['constraint']}, needs {needed} and has {available} {unit}"

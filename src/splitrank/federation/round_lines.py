@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from splitrank.config import Config
-from splitrank.federation.plan_report import shortfall_text
 from splitrank.federation.run_folder import largest_class_share
 from splitrank.records import RoundRecord
 from splitrank.traits import METHOD_TRAITS
@@ -32,9 +30,9 @@ def round_lines(rounds: Iterable[RoundRecord], config: Config, run: Path | None 
             header = f"{_header(shows_f1)}\n"
         lines = [_line(record, config, shows_f1)]
         lines += [
-            f"      client {client['client']} sits out: {shortfall_text(client['shortfall'])}"
-            for client in record.clients
-            if "shortfall" in client
+            f"      client {client.client} sits out: {client.shortfall}"
+            for client in record.planned
+            if client.shortfall is not None
         ]
         yield header + "\n".join(lines)
         header = ""
@@ -46,15 +44,16 @@ def _header(shows_f1: bool) -> str:
 
 
 def _line(record: RoundRecord, config: Config, shows_f1: bool) -> str:
-    trained = [client for client in record.clients if client.get("dropped") is False]
+    trained = record.trained
     latency = energy = "-"
-    if trained and all(_is_finite(client["latency_s"]) for client in trained):  # else the clients keep them private
-        slowest_s = max(client["latency_s"] for client in trained)
-        latency = f"{slowest_s:,.1f} s{_of_budget(config.budget.latency_s, 's')}"
-    if trained and all(_is_finite(client["energy_j"]) for client in trained):
-        worst = max(trained, key=_energy_share)
-        energy = f"{worst['energy_j']:,.1f} J{_of_budget(worst['energy_budget_j'], 'J')}"
-    ranks = [client["rank"] for client in trained] if METHOD_TRAITS[config.adapter.method].has_rank else []
+    latencies_s = [client.latency_s for client in trained if client.latency_s is not None]
+    energies = [(client.energy_j, client.energy_budget_j) for client in trained if client.energy_j is not None]
+    if trained and len(latencies_s) == len(trained):  # else the clients keep them private
+        latency = f"{max(latencies_s):,.1f} s{_of_budget(config.budget.latency_s, 's')}"
+    if trained and len(energies) == len(trained):
+        energy_j, budget_j = max(energies, key=lambda energy: _energy_share(*energy))
+        energy = f"{energy_j:,.1f} J{_of_budget(budget_j, 'J')}"
+    ranks = [client.rank for client in trained] if METHOD_TRAITS[config.adapter.method].has_rank else []
     rank = "-" if not ranks else str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
     took_part = f"{len(trained)} of {len(record.clients)}" if record.round else "-"
     f1 = f" {record.macro_f1:>9.3f}" if shows_f1 else ""
@@ -64,14 +63,9 @@ def _line(record: RoundRecord, config: Config, shows_f1: bool) -> str:
     )
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _energy_share(client: dict[str, Any]) -> tuple[float, float]:
+def _energy_share(energy_j: float, budget_j: float | None) -> tuple[float, float]:
     """Return how much of its energy a client spends, and how much that is, where nobody has a limit."""
-    budget_j = client["energy_budget_j"]
-    return (0.0 if budget_j is None else client["energy_j"] / budget_j), client["energy_j"]
+    return (0.0 if budget_j is None else energy_j / budget_j), energy_j
 
 
 def _of_budget(budget: float | None, unit: str) -> str:

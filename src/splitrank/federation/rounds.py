@@ -20,9 +20,9 @@ from splitrank.federation.state import State
 from splitrank.learning.aggregation.distribute import distribute
 from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
 from splitrank.learning.client import Update
-from splitrank.planning.plan import Plan, plan_json
+from splitrank.planning.plan import Plan, client_plans
 from splitrank.planning.problem import Problem
-from splitrank.records import RoundRecord
+from splitrank.records import ClientRecord, RoundRecord
 
 
 def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
@@ -116,23 +116,25 @@ def aggregate(state: State, starts: Starts, updates: Mapping[int, Update], rule:
 
 def _client_records(
     plan: Plan, problem: Problem, clients: Clients, updates: Mapping[int, Update], missed: Mapping[int, NoUpdate]
-) -> list[dict[str, Any]]:
+) -> list[ClientRecord]:
     uplink_bits, downlink_bits = problem.workload.uplink_bits(plan.rank), problem.workload.downlink_bits(plan.rank)
     num_samples = clients.num_samples
-    records: list[dict[str, Any]] = plan_json(plan, problem)["clients"]
-    for client, record in enumerate(records):
-        update = updates.get(client)
-        record.update(
-            uplink_bits=float(uplink_bits[client]) if update else 0.0,
-            downlink_bits=float(downlink_bits[client]) if update or client in missed else 0.0,
-            train_loss=update.train_loss if update else None,
-            samples=num_samples[client],
-            energy_budget_j=float(problem.energy_budget_j[client]),
-            dropped=update is None,
+    records = []
+    for client, planned in enumerate(client_plans(plan, problem)):
+        update, gone = updates.get(client), missed.get(client)
+        reply = update or gone
+        told: dict[str, Any] = {**(reply.wall if reply else {}), **(update.notes if update else {})}
+        records.append(
+            ClientRecord(
+                **vars(planned),
+                uplink_bits=float(uplink_bits[client]) if update else 0.0,
+                downlink_bits=float(downlink_bits[client]) if reply else 0.0,
+                train_loss=update.train_loss if update else None,
+                samples=num_samples[client],
+                energy_budget_j=float(problem.energy_budget_j[client]),
+                dropped=update is None,
+                missed=gone.reason if gone else None,
+                **told,
+            )
         )
-        if client in missed:
-            record["missed"] = missed[client].reason
-        reply = update or missed.get(client)
-        record.update(reply.wall if reply else {})
-        record.update(update.notes if update else {})
     return records

@@ -10,7 +10,6 @@ adapter/         the result in PEFT's format, or model/, a whole transformers fo
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import shutil
@@ -89,11 +88,8 @@ def _made(path: Path) -> bool:
 
 
 def read_records(path: Path) -> list[RoundRecord]:
-    """Return the records of a run folder; an accuracy that nobody could tell is not a number."""
-    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_bytes().splitlines()]
-    return [
-        RoundRecord(**{**one, "accuracy": math.nan if one["accuracy"] is None else one["accuracy"]}) for one in lines
-    ]
+    """Return the records of a run folder."""
+    return [RoundRecord.from_json(line) for line in (path / "rounds.jsonl").read_bytes().splitlines()]
 
 
 def num_recorded(path: Path) -> int:

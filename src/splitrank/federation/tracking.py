@@ -50,17 +50,18 @@ def tracked(rounds: Generator[RoundRecord], tracking: Tracking, out: Path) -> It
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """The numbers of a round that are logged; those that it has not, such as costs before training, are left out."""
-    trained = [client for client in record.clients if client.get("dropped") is False]
+    trained = record.trained
     numbers: dict[str, float | None] = {
         name: getattr(record, name)
         for name in ("rank", "accuracy", "loss", "macro_f1", "worst_client_accuracy", "factor_averaging_error")
     }
     if trained:
+        latencies_s, energies_j = ([getattr(client, name) for client in trained] for name in ("latency_s", "energy_j"))
         numbers |= {
-            "worst_latency_s": max(client["latency_s"] for client in trained),
-            "total_energy_j": sum(client["energy_j"] for client in trained),
-            "uplink_bits": sum(client["uplink_bits"] for client in trained),
-            "downlink_bits": sum(client["downlink_bits"] for client in trained),
+            "worst_latency_s": None if None in latencies_s else max(latencies_s),
+            "total_energy_j": None if None in energies_j else sum(energies_j),
+            "uplink_bits": sum(client.uplink_bits for client in trained),
+            "downlink_bits": sum(client.downlink_bits for client in trained),
         }
     return {name: float(value) for name, value in finite(numbers).items() if value is not None}
 

@@ -31,6 +31,7 @@ from splitrank.planning.solvers.bisection import bisection
 from splitrank.planning.solvers.branch_and_bound import branch_and_bound
 from splitrank.planning.solvers.exact import exact
 from splitrank.planning.solvers.random_frequency import random_frequency
+from splitrank.records import ClientPlan, Shortfall
 
 Method = Literal["exact", "bisection", "branch-and-bound", "random-frequency"]
 FrequencyPolicy = Literal["least-energy", "least-latency"]
@@ -234,42 +235,50 @@ def make_plan(
     )
 
 
-def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
-    """Return the plan in plain Python types, as ``splitrank plan --json`` prints it.
-
-    A number that is not finite becomes None, and so does the common rank where ranks differ. A client that cannot take
-    part has a ``"shortfall"``.
-    """
+def client_plans(plan: Plan, problem: Problem) -> list[ClientPlan]:
+    """Return every client's part of a plan in plain Python types; a number that is not finite becomes None."""
 
     def number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
 
-    clients = []
-    for i in range(problem.num_clients):
-        client: dict[str, Any] = {
-            "client": i,
-            "rank": int(plan.rank[i]),
-            "max_rank": int(plan.max_rank[i]),
-            "frequency_hz": number(plan.frequency_hz[i]),
-            "frequency_range_hz": [number(plan.frequency_low_hz[i]), number(plan.frequency_high_hz[i])],
-            "uplink_bps": number(problem.uplink_bps[i]),
-            "downlink_bps": number(problem.downlink_bps[i]),
-            "compute_s": number(plan.compute_s[i]),
-            "uplink_s": number(plan.uplink_s[i]),
-            "downlink_s": number(plan.downlink_s[i]),
-            "latency_s": number(plan.latency_s[i]),
-            "energy_j": number(plan.energy_j[i]),
-            "binding": str(plan.binding[i]),
-        }
-        if problem.overhead_s[i]:
-            client["overhead_s"] = float(problem.overhead_s[i])
-        constraint = str(plan.shortfalls.constraint[i])
-        if constraint:
-            client["shortfall"] = {
-                "constraint": constraint,
-                "needed": number(plan.shortfalls.needed[i]),
-                "available": number(plan.shortfalls.available[i]),
-                "unit": UNITS[constraint],
-            }
-        clients.append(client)
+    return [
+        ClientPlan(
+            client=i,
+            rank=int(plan.rank[i]),
+            max_rank=int(plan.max_rank[i]),
+            frequency_hz=number(plan.frequency_hz[i]),
+            frequency_range_hz=[number(plan.frequency_low_hz[i]), number(plan.frequency_high_hz[i])],
+            uplink_bps=number(problem.uplink_bps[i]),
+            downlink_bps=number(problem.downlink_bps[i]),
+            compute_s=number(plan.compute_s[i]),
+            uplink_s=number(plan.uplink_s[i]),
+            downlink_s=number(plan.downlink_s[i]),
+            latency_s=number(plan.latency_s[i]),
+            energy_j=number(plan.energy_j[i]),
+            binding=str(plan.binding[i]),
+            overhead_s=float(problem.overhead_s[i]) or None,
+            shortfall=_shortfall(plan.shortfalls, i),
+        )
+        for i in range(problem.num_clients)
+    ]
+
+
+def _shortfall(shortfalls: Shortfalls, i: int) -> Shortfall | None:
+    if not (constraint := str(shortfalls.constraint[i])):
+        return None
+    needed, available = float(shortfalls.needed[i]), float(shortfalls.available[i])
+    return Shortfall(
+        constraint,
+        needed if math.isfinite(needed) else None,
+        available if math.isfinite(available) else None,
+        UNITS[constraint],
+    )
+
+
+def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
+    """Return the plan in plain Python types, as ``splitrank plan --json`` prints it.
+
+    The common rank is None where ranks differ. A client that cannot take part has a ``"shortfall"``.
+    """
+    clients = [client.to_json() for client in client_plans(plan, problem)]
     return {"status": plan.status, "method": plan.method, "rank": plan.common_rank, "clients": clients}

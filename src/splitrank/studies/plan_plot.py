@@ -17,9 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from splitrank.config import Config
 from splitrank.errors import InputError
-from splitrank.federation.plan_report import shortfall_text
 from splitrank.files import write_atomically
 from splitrank.planning.plan import plan_json
+from splitrank.records import Shortfall
 from splitrank.studies.plan_curves import BudgetCurve, PlanCurves, Region, plan_curves
 
 Style = dict[str, Any]
@@ -204,7 +204,7 @@ def _title_lines(client: dict[str, Any], region: Region, curves: PlanCurves) -> 
     """Return a client in two lines: how far it gets, and its limit there."""
     index, max_rank = client["client"], client["max_rank"]
     if "shortfall" in client:
-        return [f"client {index}: cannot take part", textwrap.fill(shortfall_text(client["shortfall"]), 42)]
+        return [f"client {index}: cannot take part", textwrap.fill(str(Shortfall(**client["shortfall"])), 42)]
     binding, problem = client["binding"], curves.problem
     ceiling_hz = region.max_frequency_hz if region.drawn_hz is None else region.drawn_hz
     beyond = f"rank {max_rank + 1}" if region.drawn_hz is None else f"rank {max_rank + 1} at {_ghz(region.drawn_hz)}"
