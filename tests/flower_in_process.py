@@ -12,6 +12,7 @@ from splitrank.federation.flower import flower_clients
 from splitrank.federation.flower.messenger import Reply
 from splitrank.federation.flower.payload import NO_FLOATS, pack, unpack
 from splitrank.federation.flower.worker import Worker
+from splitrank.learning.aggregation.rule import Rule
 
 
 class Messenger:
@@ -19,10 +20,12 @@ class Messenger:
 
     num_nodes = 3
 
+    rule: Rule | None = None
+
     def __init__(self, grid: None) -> None:
         self.asked: set[int] = set()
         self.open: list[tuple[int, Reply]] = []
-        self.worker = Worker(None)
+        self.worker = Worker(None, self.rule)
         self.sent: list[tuple[dict, int, dict, int]] = []
 
     def nodes(self):
@@ -51,18 +54,27 @@ class Messenger:
 
 @contextmanager
 def flower(
-    kind: type[Messenger] = Messenger,
+    kind: type[Messenger] = Messenger, rule: Rule | None = None
 ) -> Iterator[tuple[Callable[[Config], flower_clients.FlowerClients], list[Messenger]]]:
-    """What connects a run to three nodes of this process, each time anew, and the messengers that it made."""
+    """What connects a run to three nodes of this process, each time anew, and the messengers that it made.
+
+    Args:
+        kind: of the post.
+        rule: an aggregation rule of one's own, on both sides.
+    """
     made: list[Messenger] = []
 
     def connect(config: Config) -> flower_clients.FlowerClients:
-        clients = flower_clients.connect(None, config, load_data(config), tell_data=True, run_id="0" * 32)
+        data = load_data(config)
+        clients = flower_clients.connect(None, config, data, tell_data=True, run_id="0" * 32, rule=rule)
         made.append(clients.messenger)
         return clients
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flower_clients, "Messenger", kind)
-        yield connect, made
-    for messenger in made:
-        messenger.worker.close()
+        patch.setattr(kind, "rule", rule)
+        try:
+            yield connect, made
+        finally:
+            for messenger in made:
+                messenger.worker.close()

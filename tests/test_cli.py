@@ -227,6 +227,51 @@ def test_run_predict_and_cache(tiny_config, tiny_texts, tmp_path, monkeypatch):
     assert invoke("cache", "list").stdout == ""
 
 
+def test_plan_adds_the_plan_of_those_who_can():
+    deep_fade = ["--set", "radio.uplink_gain=[1e-3,1e-3,0]", "--set", "radio.downlink_gain=[1e-3,1e-3,1e-3]"]
+    result = invoke("plan", "paper", *deep_fade, "--json")
+    assert result.exit_code == 3
+    report = json.loads(result.stdout)
+    assert (report["status"], report["rank"]) == ("infeasible", 0)
+    able = report["able"]
+    assert [client["client"] for client in able["clients"]] == [0, 1]
+    assert able["rank"] == min(client["max_rank"] for client in able["clients"]) > 0
+    assert [(one["client"], one["shortfall"]["constraint"]) for one in able["sits_out"]] == [(2, "latency")]
+    lines = invoke("plan", "paper", *deep_fade).stdout
+    assert f"a run goes on without: rank {able['rank']} for clients 0, 1 (optimal)" in lines
+    nobody = json.loads(invoke("plan", "paper", "--set", "budget.energy_j=1", "--json").stdout)
+    assert "able" not in nobody
+
+
+def test_a_run_in_which_nobody_ever_can_take_part_ends_at_once_with_exit_3(tiny_config, tmp_path):
+    result = invoke("run", tiny_config, "--set", "budget.energy_j=0.05", "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert "Error: federation.min_clients = 1 clients must be able to take part, 0 of 3 ever can" in result.stderr
+    assert "Error: client 2 cannot do rank 1: energy, needs 0.1 J and has 0.05 J" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "xdg-cache" / "splitrank").exists()
+    one = invoke("run", tiny_config, "--set", "budget.energy_j=[0.2, 0.05, 0.2]", "--out", tmp_path / "run")
+    assert one.exit_code == 0
+    assert "Warning: client 1 cannot do rank 1: energy" in one.stderr
+
+
+def test_predict_answers_the_rows_that_have_a_text(tiny_config, tmp_path):
+    run = tmp_path / "run"
+    assert invoke("run", tiny_config, "--set", "federation.rounds=1", "--out", run).exit_code == 0
+    (tmp_path / "new.csv").write_text("id,text\n1,market stock\n2,\n3,team game\n", encoding="utf-8")
+    result = invoke("predict", run, "--file", tmp_path / "new.csv", "--json")
+    assert result.exit_code == 1
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["market stock", None, "team game"]
+    assert (rows[1]["label"], rows[1]["probability"]) == (None, None)
+    assert rows[0]["label"] is not None
+    assert "1 row has no text" in result.stderr
+    chinese = "这个产品的质量非常好" * 12
+    (line,) = invoke("predict", run, chinese).stdout.splitlines()
+    assert line.split("\t")[2] == chinese[:79] + "…"
+
+
 def test_an_unfinished_run_cannot_predict_and_says_how_to_finish(tiny_config, tmp_path):
     out = tmp_path / "run"
     assert invoke("run", tiny_config, "--out", out, "--set", "federation.rounds=1").exit_code == 0

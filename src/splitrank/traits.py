@@ -15,8 +15,11 @@ from typing import Any, Literal, get_args
 RANK_AXIS = {"lora_A": 0, "lora_B": 1}
 """Kinds whose tensors grow with the rank, and along which axis; tensors of all other kinds have one size."""
 
-MERGED_KINDS = ("merged_A", "merged_B", "merged_W")
-"""Kinds of the frozen parts that a rule has put aside: used by the forward pass, never trained."""
+MERGED_AXIS = {"merged_A": 0, "merged_B": 1, "merged_W": 0}
+"""Kinds of the frozen parts that a rule has put aside, used by the forward pass and never trained; and along which axis
+they grow, or are cut into rows."""
+
+MERGED_KINDS = tuple(MERGED_AXIS)
 
 TRAINED_ADAPTER = "default"
 """PEFT's name for the adapter that is trained."""
@@ -24,7 +27,7 @@ TRAINED_ADAPTER = "default"
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
 Export = Literal["peft", "model"]
-Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis"]
+Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges"]
 
 
 def _check_words(what: str, words: Collection[str], known: Any) -> None:
@@ -75,7 +78,8 @@ class RuleTraits:
     Attributes:
         tags: ``"exact"``, the new product is the mean of the clients' at equal ranks; ``"unequal_ranks"``, clients may
             train at different ranks; ``"additive"``, a weighted sum of updates is all it needs; ``"keeps_basis"``,
-            direction j of the new factors is direction j of the old ones.
+            direction j of the new factors is direction j of the old ones; ``"merges"``, it puts products aside as
+            merged parts, and so does a plan whose smaller rank would cut something off.
         distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
             product, or ``"prefix"``, its first directions.
         needs: kinds that the adapter must have.
@@ -101,6 +105,10 @@ class RuleTraits:
         """Return those of the kinds that are trained in a turn; merged parts never are."""
         never = self.from_seed.union(MERGED_KINDS)
         return frozenset(kind for kind in kinds if kind not in never and self.trains(kind, turn))
+
+    def takes(self, kinds: Collection[str]) -> bool:
+        """Whether an adapter method of these kinds has what the rule needs; beside merged parts only plain LoRA."""
+        return self.needs.issubset(kinds) and ("merges" not in self.tags or set(kinds) == FACTORS)
 
     def drawn(self, kinds: Collection[str]) -> frozenset[str]:
         """Return those of the kinds that everybody draws from the seed."""

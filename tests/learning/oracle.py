@@ -28,6 +28,8 @@ from splitrank.placement import LINEARS
 
 LABELS = ["a", "b", "c", "d"]
 LENGTHS = [5, 17, 9, 30, 2, 12]
+OWN_WEIGHTS = {"weight", "head"}
+"""Kinds whose tensors stand in the place of the model's own."""
 
 
 def load(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
@@ -87,7 +89,7 @@ def whole_model_logits(bare: Encoder, adapter: Adapter, tensors: Mapping[str, Te
     pretrained, dense = dict(model.named_parameters()), {}
     for name, tensor in tensors.items():
         kind, _, path = name.partition("/")
-        if kind in ("weight", "head"):
+        if kind in OWN_WEIGHTS:
             assert path in pretrained
             dense[path] = tensor
         elif kind == "lora_A":
@@ -127,7 +129,7 @@ def assert_gradients(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
     for name, gradient in wanted.items():
         difference = (found[name].double() - gradient.double()).norm()
         if gradient.norm() < 1e-9 * largest:
-            assert kind_of(name) == "weight", name
+            assert kind_of(name) in OWN_WEIGHTS, name
             assert difference < 1e-6 * largest, name
         else:
             assert difference / gradient.norm() < tolerance, name

@@ -55,7 +55,8 @@ def adapter_of(on: Subject, rank: int = RANK, shapes: Mapping[str, tuple[int, in
     """Return an adapter with B ≠ 0; what the rule draws from the seed is drawn."""
     tensors: dict[str, Tensor] = {}
     if not on.has_factors:
-        tensors = {f"weight/{path}.weight": noise(path, shape) for path, shape in shapes.items()}
+        (kind,) = on.method.traits.kinds
+        tensors = {f"{kind}/{path}.weight": noise(path, shape) for path, shape in shapes.items()}
         tensors["head/classifier.weight"] = noise("head", (4, 5))
         return Adapter(1, 1.0, tensors)
     for path, (d, k) in shapes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -15,6 +15,7 @@ from torch import nn
 
 from splitrank.learning.adapters.dora import Dora
 from splitrank.learning.adapters.lora import Lora
+from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import NO_TERMS, attach, load
 from splitrank.learning.forward import is_packable, packed_logits, reference_logits
 from splitrank.traits import MethodTraits
@@ -322,6 +323,33 @@ def test_merged_parts_are_used_and_stay_frozen(family, tiny_model):
     plain = adapt(oracle.fresh(tiny_model(family)), linears=("query", "key", "value", "output"))
     load(plain, moved(begin(plain, 3)))
     assert (plain.logits(hidden, COUNTS) - packed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [7, 60], ids=["factors", "dense"])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_merged_parts_as_they_are_loaded(family, rows, tiny_model):
+    """Every pass gives what PEFT does, and what one adapter with all directions gives."""
+    adapted = adapt(oracle.fresh(tiny_model(family)))
+    adapter = moved(begin(adapted, 3))
+    parts = {}
+    for path, a in adapter.of_kind("lora_A").items():
+        d, k = len(adapter.tensors[f"lora_B/{path}"]), a.shape[1]
+        parts[path] = 0.1 * noise(f"a{path}", (rows, k)), 0.1 * noise(f"b{path}", (d, rows))
+    with_parts = add_merged(adapter, parts)
+    assert set(with_parts.kinds) - adapter.kinds == ({"merged_W"} if rows == 60 else {"merged_A", "merged_B"})
+    parameters = load(adapted, with_parts)
+    (packed, packed_gradients), (reference, _) = both(adapted, parameters, adapted.encoder.trunk(IDS))
+    wanted = peft_logits(adapted)
+    oracle.assert_logits(reference, wanted)
+    oracle.assert_logits(packed, wanted)
+    oracle.assert_gradients(packed_gradients, oracle.gradients(wanted, parameters))
+    # As if the products had been in the trained adapter all along.
+    factors = {}
+    for path, (a, b) in parts.items():
+        factors[f"lora_A/{path}"] = torch.cat([adapter.tensors[f"lora_A/{path}"], a])
+        factors[f"lora_B/{path}"] = torch.cat([adapter.tensors[f"lora_B/{path}"], b / adapter.scaling], dim=1)
+    load(adapted, replace(adapter.with_tensors(factors), rank=3 + rows))
+    oracle.assert_logits(adapted.logits(adapted.encoder.trunk(IDS), COUNTS), wanted)
 
 
 def test_dropout_before_the_trained_adapter_leaves_merged_parts_alone(tiny_model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from splitrank.config import AdapterTable
 from splitrank.learning import layer
 from splitrank.learning.adapters.lora import Lora
+from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
 from splitrank.placement import target_linears
 from splitrank.planning.costs.cost import Count, TrainedPart, total
@@ -35,6 +36,8 @@ PATHS = {
     "intermediate": "intermediate.dense",
     "output": "output.dense",
 }
+OF_A_LAYER: dict[str, Callable[[str], bool]] = {"weight": lambda path: True}
+"""Kind → which of a trained layer's own parameters are of it."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +56,17 @@ class Trained:
 
 
 def packed(part: TrainedPart, rank: int) -> Trained:
-    """The encoder that splitrank trains with LoRA."""
+    """The encoder that splitrank trains with LoRA, with the merged parts beside it."""
     encoder = tiny_encoder(list(part.layers))
     adapted = attach(encoder, Lora(part.linears, scaling=2.0))
     start = initial(adapted, trained_head(adapted, part.head))
-    load(adapted, adapted.method.resize(start, rank, distribution="svd", seed=0, round=1))
+    start = adapted.method.resize(start, rank, distribution="svd", seed=0, round=1)
+    sizes = SHAPE.linears()
+    for (index, name), merged in part.merged.items():
+        (d, k), path = sizes[name], f"roberta.encoder.layer.{index}.{PATHS[name]}"
+        rows = max(d, k) if merged is None else merged
+        start = add_merged(start, {path: (torch.randn(rows, k), torch.randn(d, rows))})
+    load(adapted, start)
     hidden, lengths = torch.randn(BATCH * TOKENS, SHAPE.hidden_size), torch.full((BATCH,), TOKENS)
     return Trained(lambda: adapted.logits(hidden, lengths), _by_kind(encoder.model, ("lora_A", "lora_B")))
 
@@ -82,7 +91,8 @@ def reference(part: TrainedPart, rank: int, method: str) -> Trained:
         parameters = _by_kind(model, ("lora_A", "lora_B", "lora_magnitude_vector"))
         parameters["magnitude"] = parameters.pop("lora_magnitude_vector")
     else:
-        parameters = {"weight": [p for index in part.layers for p in layers[index].parameters()]}
+        named = [item for index in part.layers for item in layers[index].named_parameters()]
+        parameters = {kind: [p for path, p in named if OF_A_LAYER[kind](path)] for kind in METHOD_TRAITS[method].kinds}
     model.classifier.dense.requires_grad_(part.head in ("full", "local"))
     model.classifier.out_proj.requires_grad_(part.head != "frozen")
     states = torch.randn(BATCH, TOKENS, SHAPE.hidden_size)
@@ -99,7 +109,7 @@ def reference(part: TrainedPart, rank: int, method: str) -> Trained:
 
 def _by_kind(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, list[nn.Parameter]]:
     named = list(model.named_parameters())
-    return {kind: [parameter for name, parameter in named if f".{kind}." in name] for kind in kinds}
+    return {kind: [parameter for name, parameter in named if f".{kind}.default." in name] for kind in kinds}
 
 
 def counted_step(part: TrainedPart, method: str, rank: int = RANK) -> int:
@@ -132,7 +142,9 @@ TRAINED = [
     ("dora", {"lora_B", "magnitude"}),
     ("full", {"weight"}),
 ]
-IDS = [f"{method}-{'+'.join(sorted(kinds))}" for method, kinds in TRAINED]
+ON_LINEARS = [case for case in TRAINED if METHOD_TRAITS[case[0]].has_rank]
+IN_LAYERS = [case for case in TRAINED if case not in ON_LINEARS]
+IDS = [f"{method}-{'+'.join(sorted(kinds))}" for method, kinds in ON_LINEARS]
 
 
 @pytest.mark.parametrize("head", ["full", "out_proj", "frozen", "local"])
@@ -140,8 +152,8 @@ IDS = [f"{method}-{'+'.join(sorted(kinds))}" for method, kinds in TRAINED]
 @pytest.mark.parametrize(
     ("method", "kinds", "targets"),
     [
-        *((*case, targets) for case in TRAINED[:-1] for targets in ("query-value", "attention", "all-linear")),
-        (*TRAINED[-1], "all-linear"),
+        *((*case, targets) for case in ON_LINEARS for targets in ("query-value", "attention", "all-linear")),
+        *((*case, "all-linear") for case in IN_LAYERS),
     ],
 )
 def test_operations_equal_torchs_count(
@@ -153,12 +165,28 @@ def test_operations_equal_torchs_count(
 
 @pytest.mark.parametrize("name", SHAPE.linears())
 @pytest.mark.parametrize("layers", [[3], [1, 2]], ids=str)
-@pytest.mark.parametrize(("method", "kinds"), TRAINED[:-1], ids=IDS[:-1])
+@pytest.mark.parametrize(("method", "kinds"), ON_LINEARS, ids=IDS)
 def test_operations_equal_torchs_count_for_a_single_linear(
     method: str, kinds: set[str], layers: list[int], name: str
 ) -> None:
     part = part_of(layers, (name,), "full", kinds)
     assert expected_step(part, method) == counted_step(part, method)
+
+
+@pytest.mark.parametrize("merged", [4, None, {"query": 2, "key": None, "value": 4, "output": None}], ids=str)
+@pytest.mark.parametrize("kinds", [FACTORS, {"lora_B"}], ids=["A+B", "B"])
+@pytest.mark.parametrize("layers", [[3], [2, 3], [0], [0, 3]], ids=str)
+@pytest.mark.parametrize("targets", ["query-value", "all-linear", ("key",), ("value",), ("output",)], ids=str)
+def test_merged_parts_cost_what_torch_counts(
+    targets: str | tuple[str, ...], layers: list[int], kinds: set[str], merged: int | dict[str, int | None] | None
+) -> None:
+    """Factors of rank 4, the largest of h × h, dense parts, and some of each."""
+    part = part_of(layers, targets, "full", kinds)
+    per_linear = merged if isinstance(merged, dict) else dict.fromkeys(SHAPE.linears(), merged)
+    chosen = {(layer, name): per_linear[name] for layer in layers for name in part.linears if name in per_linear}
+    with_merged = replace(part, merged=chosen)
+    assert expected_step(with_merged, "lora") == counted_step(with_merged, "lora")
+    assert not chosen or expected_step(with_merged, "lora") > expected_step(part, "lora")
 
 
 @pytest.mark.parametrize("layers", [[3], [0, 2]], ids=str)
@@ -169,7 +197,7 @@ def test_dropout_makes_dora_multiply_with_the_frozen_matrix_again(layers: list[i
 
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("targets", ["query-value", "all-linear"])
-@pytest.mark.parametrize(("method", "kinds"), [case for case in TRAINED if "lora_A" in case[1] or case[0] == "full"])
+@pytest.mark.parametrize(("method", "kinds"), [case for case in TRAINED if case[1] == METHOD_TRAITS[case[0]].kinds])
 def test_numbers_are_those_of_the_parameters(method: str, kinds: set[str], targets: str, rank: int) -> None:
     part = part_of([1, 3], targets, "full", kinds)
     trained = packed(part, rank) if method == "lora" else reference(part, rank, method)

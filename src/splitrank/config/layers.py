@@ -24,7 +24,7 @@ from splitrank.config.rules import broken_rules
 from splitrank.config.tables import Config, Table
 from splitrank.errors import ConfigError, InputError
 
-PRESETS = ("offline", "paper", "edge")
+PRESETS = ("offline", "plain", "paper", "edge")
 
 EITHER_OR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("data.name",), ("data.path",)),

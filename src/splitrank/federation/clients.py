@@ -19,10 +19,14 @@ from splitrank.planning.problem import Problem
 
 @dataclass(frozen=True)
 class NoUpdate:
-    """A participant that gave no update, and why; ``wall`` as in :class:`Update`."""
+    """A participant that gave no update, and why; ``wall`` as in :class:`Update`.
+
+    ``lost_merged`` says that it no longer has the merged parts that it was sent in earlier rounds.
+    """
 
     reason: str
     wall: Mapping[str, float] = field(default_factory=dict)
+    lost_merged: bool = False
 
 
 class Clients(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,11 @@ from splitrank import placement
 from splitrank.config import Config
 from splitrank.errors import ConfigError
 from splitrank.federation.per_client import per_client
-from splitrank.federation.sizes import payload, trained_part
+from splitrank.federation.sizes import NOTHING_MERGED, MergedParts, payload, trained_part
 from splitrank.federation.texts import TextStats
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import (
-    Affine,
     TrainingAmount,
     Workload,
     flops_workload,
@@ -31,21 +30,28 @@ FloatArray = NDArray[np.float64]
 
 
 def round_workload(
-    config: Config, shape: EncoderShape, texts: TextStats, turn: int = 0, rule: RuleTraits | None = None
+    config: Config,
+    shape: EncoderShape,
+    texts: TextStats,
+    turn: int = 0,
+    rule: RuleTraits | None = None,
+    merged: MergedParts = NOTHING_MERGED,
 ) -> Workload:
     """Return what a round costs each client as a function of the rank, by ``workload.model``.
 
-    ``"paper"`` counts as equations (2) and (5) do, the other two replace them.
+    ``"paper"`` counts as equations (2) and (5) do, the other two replace them. Operations with merged parts count with
+    ``"flops"`` alone: the paper counts no pass of the network, and seconds are as they were measured.
 
     Args:
         turn: aggregated rounds so far, >= 0.
         rule: an aggregation rule of one's own; None for the one that the settings name.
+        merged: frozen parts that run beside the adapters, and what the clients lack of them.
 
     Raises:
         ConfigError: ``"measured"`` with nothing measured.
     """
     client, epochs = config.client, config.federation.local_epochs
-    sent, part = payload(config, shape, turn, rule), trained_part(config, shape, turn, rule)
+    sent, part = payload(config, shape, turn, rule, merged), trained_part(config, shape, turn, rule, merged)
     if config.workload.model == "paper":
         return paper_workload(part.sizes(), len(part.layers), texts.samples, epochs, sent)
     if config.workload.model == "flops":
@@ -77,14 +83,6 @@ def round_workload(
         epochs,
         sent,
     )
-
-
-def with_merged_parts(workload: Workload, numbers: int, bits_per_number: float) -> Workload:
-    """Add to the way down what merged parts have; it is known before the round, so P1 stays one problem per client."""
-    if not numbers:
-        return workload
-    downlink = workload.downlink_bits
-    return replace(workload, downlink_bits=Affine(downlink.constant + numbers * bits_per_number, downlink.per_rank))
 
 
 def _trunk_cycles(cut_layer: int, shape: EncoderShape, texts: TextStats, flops_per_cycle: FloatArray) -> FloatArray:

@@ -205,18 +205,18 @@ def _is_export(folder: Path) -> bool:
 
 
 def texts_of_file(run: Path, file: Path) -> list[str]:
-    """Return the texts of a file to classify, from the columns that the run was trained on."""
+    """Return the texts of a file to classify, from the columns that the run was trained on; ``""`` for an empty row."""
     _, config_path = _export_of(run)
     config = load_config(str(config_path)) if config_path else None
     text = list(config.data.text) if config and config.data.text else None
     wanted = columns_wanted(text, None)
     form = table_format(config) if config else TableFormat()
     try:
-        return texts_of(read_table(file, wanted), text)
+        return texts_of(read_table(file, wanted), text, may_be_empty=True)
     except InputError:
         if form == TableFormat():
             raise
-    return texts_of(read_table(file, wanted, form), text)  # written as the run's own files are
+    return texts_of(read_table(file, wanted, form), text, may_be_empty=True)  # written as the run's own files are
 
 
 def _export_of(run: Path) -> tuple[Path, Path | None]:

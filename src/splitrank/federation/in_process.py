@@ -13,13 +13,14 @@ from splitrank.config import Config
 from splitrank.errors import ConfigError, check_types
 from splitrank.federation import wire
 from splitrank.federation.able import check_able
-from splitrank.federation.costs import round_workload, with_merged_parts
+from splitrank.federation.backlog import held_rows, merged_parts
+from splitrank.federation.costs import round_workload
 from splitrank.federation.model import Model, load_model, method_of
 from splitrank.federation.problems import plan_round, round_problem
-from splitrank.federation.sizes import payload, rank_cap, trained_part
+from splitrank.federation.sizes import rank_cap, trained_part
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.aggregation.rules import RULES
@@ -30,7 +31,7 @@ from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
-from splitrank.traits import MERGED_KINDS, METHOD_TRAITS
+from splitrank.traits import METHOD_TRAITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +79,8 @@ class InProcessClients:
 
     def problem(self, state: State) -> Problem:
         """Return the next round's draws, workload and budgets."""
-        workload = round_workload(self.config, self.model.shape, self.texts, state.turn, self.rule.traits)
-        merged = sum(tensor.numel() for tensor in state.adapter.only(*MERGED_KINDS).values())
-        bits_per_number = payload(self.config, self.model.shape, state.turn, self.rule.traits).bits_per_number
-        workload = with_merged_parts(workload, merged, bits_per_number)
+        merged = merged_parts(state, self.model.encoder.family)
+        workload = round_workload(self.config, self.model.shape, self.texts, state.turn, self.rule.traits, merged)
         return round_problem(self.config, self.model.shape, workload, state.round + 1, require_all=False)
 
     def plan(self, problem: Problem, state: State) -> Plan:
@@ -93,9 +92,20 @@ class InProcessClients:
         return {client: self.train_client(client, start, state) for client, start in starts.of.items()}
 
     def train_client(self, client: int, start: Adapter, state: State) -> Update:
-        """Train one client on its own texts for the round after a state."""
-        task = self.model.task(start, state, self.rule, client)
-        return self.model.train(task, self.train_outputs, self.train_rows[client], self.data.train_labels)
+        """Train one client on its own texts for the round after a state; it has the messages' numbers, no others."""
+        model, rule, turn = self.model, self.rule, state.turn
+        held = held_rows(state, client)
+        sent = wire.downlink(start, rule, held)
+        told = wire.header(sent, turn) | wire.merged_header(start, held)
+        received = wire.received_start(
+            told, to_vector(sent), model.initial_shared, start.rank, turn, model.method, rule, self.config.run.seed,
+            kept=start.tensors,
+        )  # fmt: skip
+        task = model.task(received, state, rule, client)
+        update = model.train(task, self.train_outputs, self.train_rows[client], self.data.train_labels)
+        answer = wire.uplink(update.adapter, rule, client, turn)
+        adapter = wire.received_update(wire.header(answer, turn), to_vector(answer), start, rule, client, turn)
+        return replace(update, adapter=adapter)
 
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the test texts."""
@@ -125,6 +135,10 @@ def check_rule(rule: Rule, method: Method, config: Config) -> None:
     problems = []
     if missing := rule.traits.needs - method.traits.kinds:
         problems.append(f"adapter.method must have {min(missing)} for the rule {rule.name}, got {method.name!r}")
+    elif not rule.traits.takes(method.traits.kinds):
+        problems.append(
+            f"adapter.method must be plain LoRA for the rule {rule.name}, which merges, got {method.name!r}"
+        )
     if method.traits.export != METHOD_TRAITS[config.adapter.method].export:
         problems.append(
             f"adapter.method must be exported as the method {method.name} is, got {config.adapter.method!r}"

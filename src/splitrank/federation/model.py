@@ -72,10 +72,17 @@ class Model:
         if self.config.model.head != "local":
             return State(0, 0, self.initial)
         personal = self.initial.only("head")
-        shared = {name: tensor for name, tensor in self.initial.tensors.items() if name not in personal}
         clients = range(self.config.federation.num_clients)
         local = {client: {name: tensor.clone() for name, tensor in personal.items()} for client in clients}
-        return State(0, 0, replace(self.initial, tensors=shared), local)
+        return State(0, 0, self.initial_shared, local)
+
+    @property
+    def initial_shared(self) -> Adapter:
+        """The adapter of round 0 without what is personal."""
+        if self.config.model.head != "local":
+            return self.initial
+        shared = {name: tensor for name, tensor in self.initial.tensors.items() if not name.startswith("head/")}
+        return replace(self.initial, tensors=shared)
 
     def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return token ids of each text, cut to ``model.max_length`` tokens."""

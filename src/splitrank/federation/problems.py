@@ -16,7 +16,7 @@ from splitrank.errors import ConfigError
 from splitrank.federation.costs import round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.radio import gains, noise_w, sub_bands_hz
-from splitrank.federation.sizes import encoder_shape, fixed_rank, payload, rank_cap
+from splitrank.federation.sizes import NOTHING_MERGED, MergedParts, encoder_shape, fixed_rank, payload, rank_cap
 from splitrank.federation.texts import TextStats, nominal_text_stats
 from splitrank.planning import link
 from splitrank.planning.flops import EncoderShape
@@ -24,6 +24,7 @@ from splitrank.planning.plan import Plan, make_plan
 from splitrank.planning.problem import FloatArray, IntArray, Problem, feasible
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
 from splitrank.planning.workload import Workload, measured_workload
+from splitrank.traits import RuleTraits
 
 # Settings at the ends of what a float can hold overflow; infinity then means infeasible, or is refused by name.
 _EXTREMES_ARE_INFEASIBLE = np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -108,9 +109,19 @@ class Measured:
 
 
 def measured_problem(
-    config: Config, shape: EncoderShape, texts: TextStats, measured: Measured, turn: int = 0
+    config: Config,
+    shape: EncoderShape,
+    texts: TextStats,
+    measured: Measured,
+    turn: int = 0,
+    rule: RuleTraits | None = None,
+    merged: MergedParts = NOTHING_MERGED,
 ) -> Problem:
-    """State P1 on measured numbers; powers, circuit energy and budgets are those of the settings."""
+    """State P1 on measured numbers; powers, circuit energy and budgets are those of the settings.
+
+    Args:
+        turn, rule, merged: as for :func:`costs.round_workload`.
+    """
     return _problem(
         workload=measured_workload(
             measured.seconds_per_sample,
@@ -118,7 +129,7 @@ def measured_problem(
             measured.reference_frequency_hz,
             texts.samples,
             config.federation.local_epochs,
-            payload(config, shape, turn),
+            payload(config, shape, turn, rule, merged),
         ),
         uplink_bps=measured.uplink_bps,
         downlink_bps=measured.downlink_bps,

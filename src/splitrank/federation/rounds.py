@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from splitrank.errors import check_types
+from splitrank.federation.backlog import note_received, still_held
 from splitrank.federation.clients import Clients, NoUpdate
 from splitrank.federation.state import State
-from splitrank.learning.aggregation.distribute import distribute
+from splitrank.learning.aggregation.distribute import distribute, merge_rest
 from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
 from splitrank.learning.client import Update
 from splitrank.planning.plan import Plan, client_plans
@@ -43,9 +44,11 @@ def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
     started_s = time.perf_counter()
     problem = clients.problem(state)
     plan = clients.plan(problem, state)
+    state, problem, plan = keep_what_is_cut(state, problem, plan, clients)
     starts = starts_of(state, plan, clients)
     replies = clients.train(starts, plan, state) if starts.of else {}
     updates, missed = split_replies(replies, clients.config.federation.min_clients)
+    state = note_received(state, replies, problem.num_clients)
     state, combined = aggregate(state, starts, updates, clients.rule)
     evaluation = clients.evaluate(state)
     record = RoundRecord(
@@ -62,6 +65,21 @@ def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
         diagnostics=dict(combined.diagnostics) if combined else {},
     )
     return state, record
+
+
+def keep_what_is_cut(state: State, problem: Problem, plan: Plan, clients: Clients) -> tuple[State, Problem, Plan]:
+    """Merge what the plan's smaller rank would cut off, for a rule that merges; no other state or plan changes.
+
+    What is merged is sent and computed, too, so the round is planned anew, and if the rank falls once more that is
+    merged as well.
+    """
+    keeps_largest = clients.config.planner.rank_policy == "per-client"
+    while "merges" in clients.rule.traits.tags and not keeps_largest and 0 < plan.largest_rank < state.adapter.rank:
+        adapter = merge_rest(state.adapter, plan.largest_rank, clients.model.method, clients.rule)
+        state = replace(state, adapter=adapter, ledger=still_held(state, adapter))
+        problem = clients.problem(state)
+        plan = clients.plan(problem, state)
+    return state, problem, plan
 
 
 def starts_of(state: State, plan: Plan, clients: Clients) -> Starts:
@@ -109,7 +127,7 @@ def aggregate(state: State, starts: Starts, updates: Mapping[int, Update], rule:
         adapter=combined.adapter,
         local=dict(sorted({**state.local, **personal}.items())),
         memory=combined.memory,
-        ledger=state.ledger,
+        ledger=still_held(state, combined.adapter),
     )
     return after, combined
 

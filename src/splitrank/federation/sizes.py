@@ -7,7 +7,12 @@ is not loaded: `splitrank plan` lives on it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from splitrank import placement
 from splitrank.config import Config
@@ -20,6 +25,22 @@ from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, RuleTraits
 
 DEFAULT_NUM_LABELS = 4
 BITS_PER_FLOAT32 = 32.0
+
+
+@dataclass(frozen=True)
+class MergedParts:
+    """What the merged parts of a state mean for a round's costs.
+
+    Attributes:
+        ranks: (layer, logical name of a linear) → rank of its merged factors, None of a dense part.
+        lacking: numbers that each client is sent of them, one count or float64 of shape (I,).
+    """
+
+    ranks: Mapping[tuple[int, str], int | None] = field(default_factory=dict)
+    lacking: NDArray[np.float64] | float = 0.0
+
+
+NOTHING_MERGED = MergedParts()
 
 
 def encoder_shape(config: Config) -> EncoderShape:
@@ -88,12 +109,19 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
 
 
-def trained_part(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleTraits | None = None) -> TrainedPart:
+def trained_part(
+    config: Config,
+    shape: EncoderShape,
+    turn: int = 0,
+    rule: RuleTraits | None = None,
+    merged: MergedParts = NOTHING_MERGED,
+) -> TrainedPart:
     """Return what is trained of an encoder in a turn, as the costs of the adapter method want to know it.
 
     Args:
         turn: aggregated rounds so far, >= 0; an aggregation rule may train other kinds in other turns.
         rule: an aggregation rule of one's own; None for the one that the settings name.
+        merged: frozen parts that run beside the adapters.
     """
     adapter, rule = config.adapter, rule or RULE_TRAITS[config.federation.aggregation]
     return TrainedPart(
@@ -104,6 +132,7 @@ def trained_part(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleT
         num_labels=config.model.num_labels or DEFAULT_NUM_LABELS,
         kinds=rule.trained(METHOD_TRAITS[adapter.method].kinds, turn),
         has_dropout=adapter.dropout > 0,
+        merged=merged.ranks,
     )
 
 
@@ -133,11 +162,18 @@ def head_numbers_sent(config: Config, shape: EncoderShape) -> int:
     return head_numbers(shape.hidden_size, config.model.num_labels or DEFAULT_NUM_LABELS, config.model.head)
 
 
-def payload(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleTraits | None = None) -> Payload:
+def payload(
+    config: Config,
+    shape: EncoderShape,
+    turn: int = 0,
+    rule: RuleTraits | None = None,
+    merged: MergedParts = NOTHING_MERGED,
+) -> Payload:
     """Return the numbers that go up and down in a turn, head included where it is sent.
 
-    Up goes what is trained in this turn; down goes all but the kinds that everybody draws from the seed. With
-    ``workload.model = "paper"`` a number has ``workload.bits_per_parameter`` bits, and the head counts only on demand.
+    Up goes what is trained in this turn; down goes all but the kinds that everybody draws from the seed, and of merged
+    parts what a client lacks. With ``workload.model = "paper"`` a number has ``workload.bits_per_parameter`` bits, and
+    the head counts only on demand.
     """
     part = trained_part(config, shape, turn, rule)
     counts = COSTS[config.adapter.method].numbers(part)
@@ -148,4 +184,5 @@ def payload(config: Config, shape: EncoderShape, turn: int = 0, rule: RuleTraits
         uplink=total(count for kind, count in counts.items() if kind in part.kinds) + head,
         downlink=adapter_numbers(config, shape, rule) + head,
         bits_per_number=config.workload.bits_per_parameter if is_paper else BITS_PER_FLOAT32,
+        merged=merged.lacking,
     )

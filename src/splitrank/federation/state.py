@@ -22,7 +22,7 @@ class State:
         adapter: the global adapter, with the head where it is shared.
         local: client → its own tensors, trained but not shared, by name (``model.head = "local"``).
         memory: what the rule keeps, by name.
-        ledger: what the planner keeps, by name: float64 arrays.
+        ledger: what the planner keeps, by name: float64 arrays. So it knows what it sent to whom; see :mod:`backlog`.
     """
 
     round: int

@@ -174,7 +174,8 @@ def _first_token_context(
 
     scores = torch.bmm(torch.bmm(query, key_weight).transpose(0, 1), hidden.transpose(1, 2))
     for key_lora in _low_ranks(layer.linears["key"], hidden):
-        through = torch.matmul(torch.bmm(query, by_head(key_lora.lora_B)), key_lora.lora_A * key_lora.scaling)
+        through = torch.bmm(query, by_head(key_lora.lora_B))
+        through = _times(through, key_lora.lora_A, key_lora.scaling)
         scores = scores + torch.bmm(through.transpose(0, 1), key_lora.source.transpose(1, 2))
     weights = torch.softmax(scores + bias[:, :, 0], dim=-1).to(hidden.dtype)
     weights = functional.dropout(weights, dropout.attention)
@@ -186,17 +187,18 @@ def _first_token_context(
         source = mixed
         if value_lora.source is not hidden:
             source = torch.bmm(weights, value_lora.source).transpose(0, 1)
-        low = torch.matmul(source, value_lora.lora_A.T) * value_lora.scaling
+        low = source if value_lora.lora_A is None else torch.matmul(source, value_lora.lora_A.T)
+        low = low * value_lora.scaling
         context = context + torch.bmm(low, by_head(value_lora.lora_B).transpose(1, 2))
     return context.transpose(0, 1).reshape(texts, hidden_size)
 
 
 @dataclass(frozen=True, eq=False)
 class _LowRank:
-    """LoRA of a map on states: scaling·B·A·source, its factors in the states' precision."""
+    """LoRA of a map on states: scaling·B·A·source, its factors in the states' precision; A is None for the identity."""
 
     source: Tensor
-    lora_A: Tensor
+    lora_A: Tensor | None
     lora_B: Tensor
     scaling: float
 
@@ -232,11 +234,11 @@ def _low_ranks(module: nn.Module, states: Tensor) -> list[_LowRank]:
         return []
     found = []
     for name in module.active_adapters:
-        lora_A, lora_B = cast(nn.Linear, module.lora_A[name]), cast(nn.Linear, module.lora_B[name])
+        lora_A, lora_B = module.lora_A[name], cast(nn.Linear, module.lora_B[name])
         dropout = module.lora_dropout[name]
         source = dropout(states) if isinstance(dropout, nn.Dropout) and dropout.training else states
-        weights = lora_A.weight.to(states.dtype), lora_B.weight.to(states.dtype)
-        found.append(_LowRank(source, *weights, module.scaling[name]))
+        first = None if isinstance(lora_A, nn.Identity) else cast(nn.Linear, lora_A).weight.to(states.dtype)
+        found.append(_LowRank(source, first, lora_B.weight.to(states.dtype), module.scaling[name]))
     return found
 
 
@@ -264,10 +266,16 @@ def _fused_linears(modules: Sequence[nn.Module], states: Tensor, weight: Tensor,
     return tuple(_with_frozen(output, low[1:]) for output, low in zip(outputs, low_ranks, strict=True))
 
 
+def _times(states: Tensor, lora_A: Tensor | None, scaling: float) -> Tensor:
+    """Return states·A·scaling, A being None for the identity."""
+    return states * scaling if lora_A is None else torch.matmul(states, lora_A * scaling)
+
+
 def _with_frozen(output: Tensor, low_ranks: Sequence[_LowRank]) -> Tensor:
     """Add LoRA that nobody trains any more."""
     for low in low_ranks:
-        output = output + (low.source @ low.lora_A.T) @ (low.lora_B.T * low.scaling)
+        reduced = low.source if low.lora_A is None else low.source @ low.lora_A.T
+        output = output + reduced @ (low.lora_B.T * low.scaling)
     return output
 
 

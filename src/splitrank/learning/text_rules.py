@@ -140,8 +140,8 @@ def _column(table: Table, name: str, key: str) -> list[Any]:
     return table.columns[name]
 
 
-def texts_of(table: Table, text: list[str] | None) -> list[str]:
-    """The text columns of a table, each stripped, joined by one space."""
+def texts_of(table: Table, text: list[str] | None, *, may_be_empty: bool = False) -> list[str]:
+    """Return the text columns of a table, each stripped, joined by one space; ``""`` where a row has none and may."""
     columns = []
     for name in text or table.text_columns:
         values = _column(table, name, "data.text")
@@ -157,7 +157,7 @@ def texts_of(table: Table, text: list[str] | None) -> list[str]:
         " ".join(piece for value in row if value and (piece := value.strip())) for row in zip(*columns, strict=True)
     ]
     empty = [row for row, joined in enumerate(texts) if not joined]
-    if empty:
+    if empty and not may_be_empty:
         raise InputError(
             f"{table.name}, {table.rows(empty)}: a text must not be empty or missing; fill it or drop the row"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,11 +118,14 @@ class Payload:
     Attributes:
         uplink, downlink: counts as functions of the rank.
         bits_per_number: Q, > 0.
+        merged: further numbers that each client receives, of merged parts that it lacks; one count or shape (I,). They
+            are known before the round, so P1 stays one problem per client.
     """
 
     uplink: Count
     downlink: Count
     bits_per_number: float
+    merged: FloatArray | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -278,4 +281,6 @@ def _with_payload(cycles: Affine, payload: Payload) -> Workload:
             np.full(num_clients, float(count.per_rank * payload.bits_per_number)),
         )
 
-    return Workload(cycles, bits(payload.uplink), bits(payload.downlink))
+    downlink = bits(payload.downlink)
+    downlink = replace(downlink, constant=downlink.constant + payload.merged * payload.bits_per_number)
+    return Workload(cycles, bits(payload.uplink), downlink)

@@ -14,7 +14,7 @@ from splitrank.federation.clients import NoUpdate
 from splitrank.federation.flower.messenger import Reply
 from splitrank.federation.flower.payload import is_count, is_finite
 from splitrank.federation.flower.personal import digest_record
-from splitrank.federation.wire import received_update, uplink
+from splitrank.federation.wire import merged_digest, received_update, uplink
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import TrainingConfig, Update
@@ -68,7 +68,7 @@ def checked_update(
         has_personal: whether the client keeps a part to itself, of which it tells the digest.
     """
     if reply.failure is not None:
-        return NoUpdate(reply.failure)
+        return NoUpdate(reply.failure, lost_merged=reply.header.get("merged_lost") is True)
     header, floats = reply.header, reply.floats
     if header.get("kind") != "update" or floats is None:
         return NoUpdate(f"rejected: an update was asked for, got {_shown(header.get('kind'))}")
@@ -82,6 +82,8 @@ def checked_update(
         return NoUpdate(f"rejected: train_loss must be a finite number, got {_shown(loss)}")
     if has_personal and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
         return NoUpdate(f"rejected: personal_sha256 must be 64 hexadecimal digits, got {_shown(digest)}")
+    if (held := header.get("merged_sha256")) != merged_digest(start):
+        return NoUpdate(f"rejected: merged_sha256 must be that of the merged parts sent, got {_shown(held)}")
     vector = torch.from_numpy(floats.copy())
     try:
         update = received_update(header, vector, start, rule, client, turn)

@@ -17,15 +17,16 @@ from splitrank.config import Config, plain_values
 from splitrank.errors import RunError
 from splitrank.federation import wire
 from splitrank.federation.able import check_able
+from splitrank.federation.backlog import held_rows, merged_parts
 from splitrank.federation.clients import NoUpdate
 from splitrank.federation.costs import round_workload
 from splitrank.federation.flower.checks import checked_update
 from splitrank.federation.flower.measurements import is_amount, latency_margin, measured, observe, wall_of
 from splitrank.federation.flower.messenger import Messenger, Reply
-from splitrank.federation.flower.payload import NO_FLOATS, Header, is_count
+from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.flower.personal import personal_order
 from splitrank.federation.flower.roster import Roster, request_maker
-from splitrank.federation.in_process import held_out_shares
+from splitrank.federation.in_process import check_counts, check_rule, held_out_shares
 from splitrank.federation.model import Model, load_model
 from splitrank.federation.problems import measured_problem, plan_round, round_problem
 from splitrank.federation.sizes import BITS_PER_FLOAT32
@@ -101,10 +102,12 @@ class FlowerClients:
         roster, config, shape = self.roster, self.config, self.model.shape
         roster.gather()
         counted = TextStats(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
+        merged = merged_parts(state, self.model.encoder.family)
         if roster.measures:
-            problem = measured_problem(config, shape, counted, measured(self.roster), state.turn)
+            known = measured(self.roster)
+            problem = measured_problem(config, shape, counted, known, state.turn, self.rule.traits, merged)
         else:
-            workload = round_workload(config, shape, counted, state.turn, self.rule.traits)
+            workload = round_workload(config, shape, counted, state.turn, self.rule.traits, merged)
             problem = round_problem(config, shape, workload, state.round + 1, require_all=False)
         is_here = np.isin(np.arange(problem.num_clients), list(roster.present))
         return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
@@ -130,9 +133,9 @@ class FlowerClients:
             wait_s = self.config.budget.latency_s + self.config.federation.grace_s
         requests = []
         for client, start in starts.of.items():
-            sent = wire.downlink(start, self.rule)
-            header = self._order(plan, client, state, wait_s) | wire.header(sent, state.turn)
-            requests.append((self.roster.present[client].node, (header, to_vector(sent).numpy())))
+            more, floats = _message(start, self.rule, held_rows(state, client), state.turn)
+            header = self._order(plan, client, state, wait_s) | more
+            requests.append((self.roster.present[client].node, (header, floats)))
         replies = self.messenger.exchange(requests, MessageType.TRAIN, group=str(state.round + 1), wait_s=wait_s)
         results: dict[int, Update | NoUpdate] = {}
         for (client, start), (_, (_, floats)), reply in zip(starts.of.items(), requests, replies, strict=True):
@@ -182,6 +185,15 @@ class FlowerClients:
         return replace(checked, wall={**checked.wall, **wall_of(reply, node.machine)})
 
 
+def _message(start: Adapter, rule: Rule, held: Mapping[str, int], turn: int) -> tuple[Header, Floats]:
+    """Return what a request says of a client's start, and the numbers that it carries."""
+    sent = wire.downlink(start, rule, held)
+    header = wire.header(sent, turn) | wire.merged_header(start, held)
+    if digest := wire.merged_digest(start):
+        header["merged_sha256"] = digest
+    return header, to_vector(sent).numpy()
+
+
 def ask_for_ranks(roster: Roster, problem: Problem, state: State) -> NDArray[np.int64]:
     """Ask every client for the largest rank of its own problem; 0 for one that is not there or tells none.
 
@@ -192,7 +204,9 @@ def ask_for_ranks(roster: Roster, problem: Problem, state: State) -> NDArray[np.
     for client in clients:
         link = {name: float(getattr(problem, name)[client]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
         link["latency_margin"] = problem.latency_margin
-        header = roster.request("max-rank", client, round=round, turn=state.turn, measure=roster.measures, link=link)
+        header = roster.request(
+            "max-rank", client, round=round, turn=state.turn, measure=roster.measures, link=link
+        ) | wire.merged_header(state.adapter, held_rows(state, client))
         requests.append((roster.present[client].node, (header, NO_FLOATS)))
     wait_s = roster.config.federation.timeout_s
     replies = roster.messenger.exchange(requests, MessageType.QUERY, group=f"{round} ranks", wait_s=wait_s)
@@ -216,14 +230,13 @@ def evaluate_on_clients(roster: Roster, rule: Rule, state: State) -> Evaluation:
         RunError: before the first round, where all that answered have no test text.
     """
     clients = sorted(roster.present)
-    sent = wire.downlink(state.adapter, rule)
-    floats = to_vector(sent).numpy()
     requests = []
     for client in clients:
         header = roster.request(
             "evaluate", client, round=state.round, rank=state.adapter.rank, **personal_order(state, client)
         )
-        requests.append((roster.present[client].node, (header | wire.header(sent, state.turn), floats)))
+        more, floats = _message(state.adapter, rule, held_rows(state, client), state.turn)
+        requests.append((roster.present[client].node, (header | more, floats)))
     wait_s = roster.config.federation.timeout_s
     replies = roster.messenger.exchange(requests, MessageType.QUERY, group=f"{state.round} evaluate", wait_s=wait_s)
     told, num_evaluated = [], 0
@@ -251,7 +264,9 @@ def evaluate_on_clients(roster: Roster, rule: Rule, state: State) -> Evaluation:
     )
 
 
-def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_id: str) -> FlowerClients:
+def connect(
+    grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_id: str, rule: Rule | None = None
+) -> FlowerClients:
     """Load the server's model and wait until all clients, or after a while enough of them, have joined.
 
     Args:
@@ -259,7 +274,8 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
         config: the settings.
         data: the server's texts.
         tell_data: whether the clients are told where the texts are, to take their shares of them.
-        run_id: name of the run, by which clients find what is personal after a restart.
+        run_id: name of the run, by which clients find what they keep of it after a restart.
+        rule: an aggregation rule of one's own, which every worker must have, too; None for that of the settings.
 
     Raises:
         InputError, ConfigError: settings that the model or the texts cannot meet.
@@ -267,6 +283,10 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
         RunError: too few clients joined in time.
     """
     model = load_model(config, data.label_names)
+    rule = rule or RULES[config.federation.aggregation]
+    check_rule(rule, model.method, config)
+    if rule is not RULES[config.federation.aggregation]:
+        check_counts(rule, model)
     test_ids = model.tokenize(data.test_texts)
     data = model.measure(data, None, test_ids)
     test_outputs = model.prepare(test_ids, "test texts")
@@ -275,7 +295,6 @@ def connect(grid: Grid, config: Config, data: TextData, *, tell_data: bool, run_
         settings.pop("data")
     request = request_maker(settings, data.label_names, model.encoder.trunk_digest, run_id)
     roster = Roster(Messenger(grid), model.config, request)
-    rule = RULES[config.federation.aggregation]
     clients = FlowerClients(model, rule, data, test_outputs, held_out_shares(model.config, data), roster, run_id)
     roster.gather_all()
     if not roster.asks_for_ranks:

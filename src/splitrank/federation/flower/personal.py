@@ -1,9 +1,11 @@
-"""What is personal on a real node: trained, never sent, kept on the client's own disk.
+"""What a real node keeps of a run on its own disk: what is personal, trained and never sent; and the merged parts.
 
 A round's part, the one it was trained from and the one before lie under
 ``$XDG_DATA_HOME/splitrank/personal/<run>/<client>/``, readable by their owner alone. A request names the round to start
 from, so a server that goes on from an older checkpoint finds the part of that round. The server itself keeps no more
 than each part's round and SHA-256, by which the client knows it again.
+
+The merged parts of the last request lie beside them, so that a worker that is started again need not be sent them anew.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def personal_order(state: State, client: int) -> dict[str, int | str]:
 
 @dataclass(frozen=True)
 class PersonalStore:
-    """Where a client keeps its personal parts of a run.
+    """Where a client keeps its personal parts of a run, and the merged ones.
 
     Attributes:
         folder: of the run and client.
@@ -74,10 +76,7 @@ class PersonalStore:
             started_from: the round of the part that it was trained from, 0 for none. The server names that one again
                 if it does not get or take this update, and the one before if it goes back a checkpoint.
         """
-        if not self.folder.is_dir():
-            self._make_room()
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        write_privately(self._file(round), content)
+        content = self._write(self._file(round), tensors)
         rounds = {int(file.stem.removeprefix("round-")) for file in self.folder.glob("round-*.safetensors")}
         before = max((kept for kept in rounds if kept < started_from), default=round)
         for old in rounds - {before, started_from, round}:
@@ -92,6 +91,24 @@ class PersonalStore:
         except (OSError, SafetensorError):
             return None
 
+    def write_merged(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the merged parts of a start, in the place of earlier ones."""
+        self._write(self._merged, tensors)
+
+    def read_merged(self) -> dict[str, Tensor]:
+        """Return the merged parts of the last start; nothing where they are lost."""
+        try:
+            return load(self._merged.read_bytes())
+        except (OSError, SafetensorError):
+            return {}
+
+    def _write(self, file: Path, tensors: Mapping[str, Tensor]) -> bytes:
+        if not self.folder.is_dir():
+            self._make_room()
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        write_privately(file, content)
+        return content
+
     def _make_room(self) -> None:
         """Make the folder, nobody else's to read, and let go of the runs that were longest unused."""
         runs = self.folder.parent.parent
@@ -100,6 +117,10 @@ class PersonalStore:
         oldest_first = sorted(runs.iterdir(), key=lambda run: run.stat().st_mtime)
         for old in oldest_first[:-_MAX_RUNS]:
             shutil.rmtree(old, ignore_errors=True)
+
+    @property
+    def _merged(self) -> Path:
+        return self.folder / "merged.safetensors"
 
     def _file(self, round: int) -> Path:
         return self.folder / f"round-{round:06d}.safetensors"

@@ -90,12 +90,15 @@ class Prepared:
         return self.machines[client]
 
 
-def prepare(own: ClientConfig | None, settings: Header, labels: list[str], trunk_sha256: str) -> Prepared:
+def prepare(
+    own: ClientConfig | None, settings: Header, labels: list[str], trunk_sha256: str, rule: Rule | None = None
+) -> Prepared:
     """Load the model, and only if it is the server's the texts.
 
     Args:
         own: the client's own file; None where the settings say which texts are whose, as in a simulation.
         settings, labels, trunk_sha256: of the request.
+        rule: an aggregation rule of one's own; None for that of the settings.
 
     Raises:
         InputError, ConfigError: settings, texts or weights that do not go together; no message holds a text.
@@ -119,7 +122,7 @@ def prepare(own: ClientConfig | None, settings: Header, labels: list[str], trunk
         except InputError as error:
             _LOG.info(f"{error}")  # here alone: such a sentence may quote a text
             raise InputError("its texts cannot be used; the client's own log tells why") from None
-    rule = RULES[config.federation.aggregation]
+    rule = rule or RULES[config.federation.aggregation]
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())
 
 

@@ -12,6 +12,7 @@ Every request brings the run's settings with it, so a worker that was restarted 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import sys
 import time
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation import wire
+from splitrank.federation.backlog import placed
 from splitrank.federation.costs import round_workload
 from splitrank.federation.flower import worker_socket
 from splitrank.federation.flower.client_config import ClientConfig, read_client_config
@@ -36,15 +38,17 @@ from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_co
 from splitrank.federation.flower.personal import PersonalStore
 from splitrank.federation.flower.prepared import Prepared, prepare
 from splitrank.federation.problems import Measured, measured_problem, round_problem
-from splitrank.federation.sizes import rank_cap
+from splitrank.federation.sizes import MergedParts, rank_cap
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
+from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import Throttle
 from splitrank.logs import show_log
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, subproblem
 from splitrank.planning.solvers.exact import exact
+from splitrank.traits import MERGED_KINDS
 
 _LOG = logging.getLogger("splitrank")
 
@@ -57,8 +61,8 @@ _MAX_SILENCE_S = 60.0
 class Worker:
     """Answers a server's requests for the client, or in a simulation the clients, of this process."""
 
-    def __init__(self, own: ClientConfig | None) -> None:
-        self._own = own
+    def __init__(self, own: ClientConfig | None, rule: Rule | None = None) -> None:
+        self._own, self._rule = own, rule
         self._prepared: Prepared | None = None
 
     def close(self) -> None:
@@ -84,12 +88,12 @@ class Worker:
                 case kind:
                     raise InputError(f"a request must be echo, join, max-rank, train or evaluate, got {kind!r}")
         except (ConfigError, InputError, RunError) as error:
-            reason = str(error)
+            reason, is_lost = str(error), isinstance(error, wire.LostMergedError)
         except Exception as error:
             traceback.print_exc()
-            reason = f"unexpected {type(error).__name__}; the worker's log tells more"
+            reason, is_lost = f"unexpected {type(error).__name__}; the worker's log tells more", False
         _LOG.warning(f"Failed: {reason}")
-        return {"kind": "failure", "reason": reason[:1000]}, NO_FLOATS
+        return {"kind": "failure", "reason": reason[:1000], "merged_lost": is_lost}, NO_FLOATS
 
     def _echo(self, header: Header) -> tuple[Header, Floats]:
         length = header.get("length")
@@ -124,7 +128,8 @@ class Worker:
     def _train(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
         started_s = time.monotonic()
         prepared, client = self._prepare(header)
-        start = _received(prepared, header, floats)
+        start = _received(prepared, client, header, floats)
+        acknowledged = _keep_merged(start, client, header)
         round, rank = int(header["round"]), start.rank
         estimate = prepared.estimate(client) if header["measure"] else None
         frequency_hz, planned_s = header["frequency_hz"], header["planned_s"]
@@ -162,6 +167,7 @@ class Worker:
             "busy_s": None if is_private else (time.process_time() - before_cpu_s) / torch.get_num_threads(),
             "energy_j": None if is_private or before_j is None or after_j is None else max(0.0, after_j - before_j),
             "machine": None if is_private or estimate is None else estimate.machine.to_json(),
+            **acknowledged,
             **wire.header(sent, turn),
         }
         if update.personal:
@@ -179,7 +185,7 @@ class Worker:
         rows = share.rows[client]
         answer: Header = {"kind": "evaluated", "client": client, "hits": 0, "loss_sum": 0.0, "count": len(rows)}
         if len(rows):
-            adapter = _received(prepared, header, floats)
+            adapter = _received(prepared, client, header, floats)
             personal, _ = _personal_part(prepared, client, header)
             hits, loss_sum = prepared.model.count_hits(share.outputs, share.labels, rows, adapter, personal)
             answer.update(hits=hits, loss_sum=loss_sum)
@@ -187,15 +193,15 @@ class Worker:
 
     def _prepare(self, header: Header) -> tuple[Prepared, int]:
         """Return the model and texts for a request's settings, and the client's number."""
-        settings, labels = header["settings"], header["labels"]
+        settings, labels, trunk_sha256 = header["settings"], header["labels"], header["trunk_sha256"]
         ready = self._prepared
         if (
             ready is None
             or (ready.settings, ready.labels) != (settings, labels)
-            or ready.model.encoder.trunk_digest != header["trunk_sha256"]
+            or ready.model.encoder.trunk_digest != trunk_sha256
         ):
             self.close()
-            ready = self._prepared = prepare(self._own, settings, labels, header["trunk_sha256"])
+            ready = self._prepared = prepare(self._own, settings, labels, trunk_sha256, self._rule)
         client = self._own.client if self._own else int(header["client"])
         rows = ready.training.rows
         if client not in rows:
@@ -203,11 +209,12 @@ class Worker:
         return ready, client
 
 
-def _received(prepared: Prepared, header: Header, floats: Floats) -> Adapter:
-    """Return the adapter that a request carries.
+def _received(prepared: Prepared, client: int, header: Header, floats: Floats) -> Adapter:
+    """Return the adapter that a request carries, its merged parts joined to those that the client has.
 
     Raises:
         InputError: a rank beyond what this model can have, or other tensors than the rank has.
+        LostMergedError: the client does not have the merged parts that the server takes it to have.
     """
     model, rule = prepared.model, prepared.rule
     cap, rank, turn = rank_cap(model.config, model.shape), header.get("rank"), header.get("turn")
@@ -216,7 +223,21 @@ def _received(prepared: Prepared, header: Header, floats: Floats) -> Adapter:
     if not is_count(turn) or not is_count(header.get("round")):
         raise InputError(f"round and turn must be whole numbers, got {header.get('round')!r} and {turn!r}")
     vector, like = torch.from_numpy(floats.copy()), prepared.initial.adapter
-    return wire.received_start(header, vector, like, rank, turn, model.method, rule, model.config.run.seed)
+    kept = PersonalStore.of(header.get("run"), client).read_merged() if header.get("merged") else {}
+    seed = model.config.run.seed
+    start = wire.received_start(header, vector, like, rank, turn, model.method, rule, seed, kept=kept)
+    if wire.merged_digest(start) != header.get("merged_sha256"):
+        raise wire.LostMergedError
+    return start
+
+
+def _keep_merged(start: Adapter, client: int, header: Header) -> Header:
+    """Keep a start's merged parts, of which later requests bring what is new; return what the answer says of them."""
+    digest = wire.merged_digest(start)
+    if digest is None:
+        return {}
+    PersonalStore.of(header.get("run"), client).write_merged(start.only(*MERGED_KINDS))
+    return {"merged_sha256": digest}
 
 
 def _personal_part(prepared: Prepared, client: int, header: Header) -> tuple[Mapping[str, Tensor], bool]:
@@ -239,6 +260,10 @@ def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
     """Return P1 of this client alone: its machine and energy budget, the server's latency budget and link estimate."""
     config, shape, link = prepared.model.config, prepared.model.shape, header["link"]
     turn, everybody = int(header["turn"]), np.ones(prepared.model.config.federation.num_clients)
+    rule, told = prepared.rule, wire.told_merged(header, prepared.initial.adapter, prepared.rule)
+    numbers = sum(math.prod(shape) for path, part in told.items() for shape in part.shapes(path, part.first).values())
+    ranks = {path: part.rank for path, part in told.items()}
+    merged = MergedParts(placed(ranks, prepared.model.encoder.family), float(numbers))
     alike = TextStats(*(everybody * amount[0] for amount in vars(prepared.amounts(client)).values()))
     rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
     if header["measure"]:
@@ -247,9 +272,9 @@ def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
         own = {name: everybody * getattr(machine, name) for name in names}
         throttled = np.full(len(everybody), machine.is_throttled)
         measured = Measured(**own, **rates, throttled=throttled, latency_margin=float(link["latency_margin"]))
-        problem = measured_problem(config, shape, alike, measured, turn)
+        problem = measured_problem(config, shape, alike, measured, turn, rule.traits, merged)
     else:
-        workload = round_workload(config, shape, alike, turn)
+        workload = round_workload(config, shape, alike, turn, rule.traits, merged)
         problem = round_problem(config, shape, workload, int(header["round"]), require_all=False)
         up_bps, down_bps, overhead_s = rates.values()
         problem = replace(problem, uplink_bps=up_bps, downlink_bps=down_bps, overhead_s=overhead_s)

@@ -4,6 +4,9 @@
 makes them larger than the product itself, R > d·k/(d + k), they become ``merged_W/<path>`` (d × k), to the same values.
 In the model they are a second LoRA adapter of PEFT's, which the packed forward pass honours; the pretrained weights,
 and so the trunk's cache, stay what they were.
+
+A merged part has rows: row j of factors is row j of A with column j of B, row j of a dense part is row j of W. New
+products come after the old ones, so who has the first rows is sent the others only.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, kind_of
 from splitrank.learning.adapters.peft_lora import lora_layers
 from splitrank.learning.encoder import Encoder
-from splitrank.traits import MERGED_KINDS, TRAINED_ADAPTER
+from splitrank.traits import MERGED_AXIS, MERGED_KINDS, TRAINED_ADAPTER
 
 _NAME = "merged"
 
@@ -42,36 +45,102 @@ def add_merged(adapter: Adapter, parts: Mapping[str, Factors]) -> Adapter:
         adapter: to which they are added.
         parts: path → factors, their scaling in B.
     """
-    before = merged_factors(adapter)
-    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in adapter.only(*MERGED_KINDS)}
-    for path in sorted({*before, *parts}):
-        given = [factors[path] for factors in (before, parts) if path in factors]
-        a, b = torch.cat([one for one, _ in given]), torch.cat([one for _, one in given], dim=1)
-        d, k = b.shape[0], a.shape[1]
-        if a.shape[0] > d * k / (d + k):
-            tensors[f"merged_W/{path}"] = (b.double() @ a.double()).to(b.dtype)
+    tensors = dict(adapter.tensors)
+    for path, (a, b) in sorted(parts.items()):
+        if not len(a):
+            continue
+        name_A, name_B, name_W = (f"{kind}/{path}" for kind in MERGED_KINDS)
+        if name_W in tensors:
+            tensors[name_W] = (tensors[name_W].double() + b.double() @ a.double()).to(b.dtype)
+            continue
+        if name_A in tensors:
+            a, b = torch.cat([tensors.pop(name_A), a]), torch.cat([tensors.pop(name_B), b], dim=1)
+        if len(a) > largest_rank(len(b), a.shape[1]):
+            tensors[name_W] = (b.double() @ a.double()).to(b.dtype)
         else:
-            tensors |= {f"merged_A/{path}": a, f"merged_B/{path}": b}
+            tensors |= {name_A: a.clone(), name_B: b.clone()}  # a checkpoint's tensors must share no memory
     return Adapter(adapter.rank, adapter.scaling, tensors)
+
+
+def largest_rank(d: int, k: int) -> int:
+    """Return the largest rank of factors that are no larger than their product, ⌊d·k/(d + k)⌋."""
+    return d * k // (d + k)
+
+
+def merged_ranks(adapter: Adapter) -> dict[str, int | None]:
+    """Return path → rank R of the merged factors, None of a dense part, in the order of the paths."""
+    ranks: dict[str, int | None] = {path: len(a) for path, a in adapter.of_kind("merged_A").items()}
+    return dict(sorted((ranks | dict.fromkeys(adapter.of_kind("merged_W"))).items()))
+
+
+def merged_rows(adapter: Adapter) -> dict[str, int]:
+    """Return path → rows of a merged part: R of factors, d of a dense one."""
+    dense = {path: len(weight) for path, weight in adapter.of_kind("merged_W").items()}
+    return {path: len(a) for path, a in adapter.of_kind("merged_A").items()} | dense
+
+
+def rows_from(adapter: Adapter, first: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the merged tensors from a row on, by name; those of which nothing is left are left out.
+
+    Args:
+        adapter: whose merged parts.
+        first: path → row; 0 where there is none.
+    """
+    tensors = adapter.only(*MERGED_KINDS)
+    found = {name: _cut(name, tensor, first.get(path_of(name), 0), None) for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in found.items() if tensor.numel()}
+
+
+def rows_until(tensors: Mapping[str, Tensor], name: str, end: int) -> Tensor | None:
+    """Return the rows of a merged tensor before a row, None where there are not as many."""
+    axis = MERGED_AXIS[kind_of(name)]
+    has_them = name in tensors and tensors[name].shape[axis] >= end
+    return _cut(name, tensors[name], 0, end) if has_them else None
+
+
+def path_of(name: str) -> str:
+    """Return what follows the first word of a tensor's name."""
+    return name.partition("/")[2]
+
+
+def _cut(name: str, tensor: Tensor, first: int, end: int | None) -> Tensor:
+    index = [slice(None)] * tensor.ndim
+    index[MERGED_AXIS[kind_of(name)]] = slice(first, end)
+    return tensor[tuple(index)]
 
 
 def load_merged(encoder: Encoder, adapter: Adapter) -> None:
     """Put the merged parts of an adapter into the model, frozen; an adapter without any takes former ones out."""
-    parts = merged_factors(adapter)
+    ranks, device = merged_ranks(adapter), encoder.model.device
     for path, layer in lora_layers(encoder).items():
-        if path not in parts:
+        if path not in ranks:
             if layer.active_adapters != [TRAINED_ADAPTER]:
                 layer.set_adapter(TRAINED_ADAPTER)
             continue
-        a, b = parts[path]
         if _NAME not in layer.lora_A:
-            layer.update_layer(_NAME, r=a.shape[0], lora_alpha=a.shape[0], config=LoraConfig(r=a.shape[0]))
-        for module, weight in ((layer.lora_A[_NAME], a), (layer.lora_B[_NAME], b)):
-            module.weight = nn.Parameter(weight.to(encoder.model.device, torch.float32), requires_grad=False)
-        layer.r[_NAME], layer.scaling[_NAME] = a.shape[0], 1.0
+            layer.update_layer(_NAME, r=1, lora_alpha=1, config=LoraConfig(r=1))
+            layer.scaling[_NAME] = 1.0
+        is_dense = ranks[path] is None
+        b = adapter.tensors[f"merged_W/{path}" if is_dense else f"merged_B/{path}"]
+        layer.lora_A[_NAME] = _identity(device) if is_dense else _linear(adapter.tensors[f"merged_A/{path}"], device)
+        layer.lora_B[_NAME], layer.r[_NAME] = _linear(b, device), b.shape[1]
         layer.set_adapter([TRAINED_ADAPTER, _NAME])
         layer.lora_A[_NAME].requires_grad_(False)
         layer.lora_B[_NAME].requires_grad_(False)
+
+
+def _linear(weight: Tensor, device: torch.device) -> nn.Linear:
+    """Return a linear of a weight, without drawing another one first."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.to(device, torch.float32), requires_grad=False)
+    return linear
+
+
+def _identity(device: torch.device) -> nn.Identity:
+    """Return what stands in A's place where W is dense: the packed layer leaves it out, PEFT asks for its weight."""
+    identity = nn.Identity()
+    identity.weight = torch.empty(0, device=device)  # no parameter, which PEFT would miss numbers in
+    return identity
 
 
 @contextmanager

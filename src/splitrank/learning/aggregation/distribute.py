@@ -1,4 +1,4 @@
-"""What each client starts a round from: the global adapter, cut to the client's rank."""
+"""What each client starts a round from: the global adapter, cut to the client's rank, and what becomes of the rest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.factors import in_falling_order
+from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.aggregation.rule import Rule, Starts
 
@@ -45,3 +46,26 @@ def distribute(
         rank: method.resize(whole, rank, distribution="prefix", seed=seed, round=round) for rank in set(ranks.values())
     }
     return Starts(whole, {client: by_rank[rank] for client, rank in ranks.items()})
+
+
+def merge_rest(adapter: Adapter, rank: int, method: Method, rule: Rule) -> Adapter:
+    """Cut the global adapter to a smaller rank and put what is cut off into its merged parts.
+
+    s·B·A = s·B'·A' + B_rest·A_rest, the rest being s·B and A beyond the first r directions: the model stays the same
+    function. Directions without effect, whose column of B is zero, are let go of.
+
+    Args:
+        adapter: the global adapter.
+        rank: r, at least 1 and below the adapter's.
+        method, rule: how ranks are changed; with ``"svd"`` the largest directions stay, with ``"prefix"`` the first.
+    """
+    distribution = rule.traits.distribution
+    whole = in_falling_order(adapter) if distribution == "svd" else adapter
+    rest = {}
+    for path, lora_A in whole.of_kind("lora_A").items():
+        a, b = lora_A[rank:], whole.scaling * whole.tensors[f"lora_B/{path}"][:, rank:]
+        has_effect = b.any(dim=0)
+        rest[path] = a[has_effect], b[:, has_effect]
+    # Nothing is drawn for fewer directions, so no stream is needed.
+    kept = method.resize(whole, rank, distribution="prefix", seed=0, round=0)
+    return add_merged(kept, rest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class TrainedPart:
         kinds: of the tensors that are trained, the head's apart; not all that the method has, if the aggregation rule
             leaves some as they are.
         has_dropout: whether adapters drop some of their input, ``adapter.dropout`` > 0.
+        merged: (layer, logical name) → rank R of the frozen factors that stand beside a linear's adapter, None of a
+            dense d × k part; among the trained layers and the linears with adapters.
     """
 
     shape: EncoderShape
@@ -34,6 +36,7 @@ class TrainedPart:
     num_labels: int
     kinds: frozenset[str]
     has_dropout: bool = False
+    merged: Mapping[tuple[int, str], int | None] = field(default_factory=dict)
 
     @property
     def cut_layer(self) -> int:

@@ -7,6 +7,7 @@
 * No gradient is computed that nothing trainable needs: in the cut layer none flows into the layer's input, nor through
   a linear or an attention product below which nothing is trained; an untrained lora_A has none, and where its input
   needs none either the low-rank state has none.
+* A merged part is as frozen as the matrix beside it: two products with factors of rank R, or one with a dense part.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def packed_flops(part: TrainedPart) -> Flops:
             del sizes["key"], sizes["value"]
             attention = _first_token_attention(part, adapted, flow)
             constant, per_rank = constant + attention[0], per_rank + attention[1]
+            constant = constant + _first_token_merged(part, flow)
         else:
             constant = constant + attention_flops(part, flow)
         for name, (d, k) in sizes.items():
@@ -54,6 +56,10 @@ def packed_flops(part: TrainedPart) -> Flops:
             if name in adapted:
                 passes_A, passes_B = factor_passes(flow, name, part.kinds)
                 per_rank = per_rank + 2 * (k * passes_A + d * passes_B) * rows
+            if (layer, name) in part.merged:
+                rank = part.merged[layer, name]
+                numbers = d * k if rank is None else rank * (d + k)
+                constant = constant + 2 * numbers * (1 + flow.into(name)) * rows
     return Flops(constant + head_flops(part), per_rank)
 
 
@@ -91,3 +97,21 @@ def _first_token_attention(part: TrainedPart, adapted: frozenset[str], flow: Gra
         low = mixed or trains_A
         per_rank = per_rank + all_heads * (1 + mixed + trains_A) + one_direction * (1 + low + trains_B)
     return constant, per_rank
+
+
+def _first_token_merged(part: TrainedPart, flow: GradientFlow) -> NDArray[np.float64]:
+    """Count the merged parts of the last layer's key and value, which go the way of its LoRA and train nothing.
+
+    Returns:
+        FLOPs of a sample as coefficients of (1, L, L²), shape (3,).
+    """
+    hidden, num_heads, last = part.shape.hidden_size, part.shape.num_heads, part.shape.num_layers - 1
+    flops = np.zeros(3)
+    passes = {"key": 1 + flow.query, "value": 1 + (flow.weights or flow.below)}
+    for name in sorted(passes.keys() & {linear for layer, linear in part.merged if layer == last}):
+        rank = part.merged[last, name]
+        numbers = hidden**2 if rank is None else rank * (hidden + hidden * num_heads)
+        flops = flops + 2 * numbers * passes[name] * FIRST_TOKEN
+        if name == "key":
+            flops = flops + 2 * num_heads * hidden * (1 + flow.query + flow.below) * ALL_TOKENS
+    return flops
