@@ -10,7 +10,6 @@ from itertools import islice
 
 import pytest
 import torch
-from splitrank.studies.recorded import read_run
 
 from splitrank import load_config, load_data, make_clients, run
 from splitrank.config import plain_values
@@ -24,6 +23,7 @@ from splitrank.learning.adapters.merged import add_merged, rows_until
 from splitrank.learning.client import Update
 from splitrank.traits import MERGED_KINDS
 from tests.federation.merging_rules import PUT_ASIDE, RESIDUAL, REWRITES, Absent, of_rule
+from tests.studies.written_runs import records_of
 
 SETTINGS = [
     "model.precision=fp32", 'workload.model="flops"', "client.flops_per_cycle=4.0", "planner.max_rank=3",
@@ -38,7 +38,7 @@ def without_wall(folder) -> list[dict]:
             return {key: cut(item) for key, item in value.items() if "wall" not in key}
         return [cut(item) for item in value] if isinstance(value, list) else value
 
-    return [cut(record) for record in read_run(folder).records]
+    return [cut(record) for record in records_of(folder)]
 
 
 def learnt(records: list[dict]) -> list:

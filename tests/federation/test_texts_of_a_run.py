@@ -23,9 +23,10 @@ def manifest_of(folder):
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_a_run_says_and_records_what_it_made_of_its_texts(tiny_config, tiny_texts, tmp_path, capsys):
+def test_a_run_says_and_records_what_it_made_of_its_texts(tiny_config, tiny_texts, tmp_path, caplog):
+    caplog.set_level("INFO", "splitrank")
     list(islice(run(load_config(str(tiny_config), ["model.max_length=8"]), tmp_path / "run"), 1))
-    lines = capsys.readouterr().err.splitlines()
+    lines = [record.getMessage() for record in caplog.records]
     assert lines[1] == (
         "Texts: 192 training rows (train.csv), 64 test rows (test.csv); "
         "4 classes: class-0 48, class-1 48, class-2 48, class-3 48."

@@ -228,7 +228,7 @@ def test_round_zero_and_batches_are_those_of_a_lora_run(full_config, tiny_config
     assert records[0].macro_f1 == expected[0].macro_f1
     assert records[0].worst_client_accuracy == expected[0].worst_client_accuracy
     assert records[0].loss == pytest.approx(expected[0].loss, rel=1e-5)
-    samples = [[client["samples"] for client in told[0].clients] for told in (records, expected)]
+    samples = [[client.samples for client in told[0].clients] for told in (records, expected)]
     assert samples[0] == samples[1]
 
 
