@@ -25,7 +25,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _readable() -> int:
-    """The mode of an ordinary new file; temporary ones are made private."""
+    """Return the mode of an ordinary new file; temporary ones are made private."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask

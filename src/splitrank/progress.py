@@ -24,7 +24,7 @@ def show_bars() -> None:
 
 @cache
 def _console() -> Console:
-    """The one console of all bars: they nest only on the same one, and it sees through what a bar does to stderr."""
+    """Return the one console of all bars: they nest only on the same one."""
     from rich.console import Console
 
     return Console(stderr=True)

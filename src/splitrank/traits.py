@@ -107,7 +107,7 @@ class RuleTraits:
         return frozenset(kind for kind in kinds if kind not in never and self.trains(kind, turn))
 
     def takes(self, kinds: Collection[str]) -> bool:
-        """Whether an adapter method of these kinds has what the rule needs; beside merged parts only plain LoRA."""
+        """Return whether a method of these kinds has what the rule needs; beside merged parts only plain LoRA."""
         return self.needs.issubset(kinds) and ("merges" not in self.tags or set(kinds) == FACTORS)
 
     def drawn(self, kinds: Collection[str]) -> frozenset[str]:

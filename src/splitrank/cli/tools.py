@@ -105,7 +105,7 @@ def deploy_init(
     clients: Annotated[int, typer.Option("--clients", help="How many clients there are to be.")] = 3,
     port: Annotated[int, typer.Option("--port", help="The server's port that clients reach.")] = 9092,
 ) -> None:
-    """Write a folder for a deployment: settings, scripts that make keys and start each machine, containers, a README."""
+    """Write a folder for a deployment: settings, scripts that make keys and start machines, containers, a README."""
     from splitrank.deployment.init import init
 
     with errors_as_exit_codes():

@@ -34,7 +34,7 @@ EITHER_OR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 """Naming a key of one side drops the other, whichever earlier layer it came from; the first side is the default."""
 
-SIDE_DEFAULTS: dict[str, Any] = {
+SIDE_DEFAULTS: Mapping[str, Any] = {
     "data.name": "fancyzhx/ag_news",
     "radio.bandwidth_hz": 1e6,
     "radio.large_scale_gain": 1e-3,
@@ -43,6 +43,12 @@ SIDE_DEFAULTS: dict[str, Any] = {
     "radio.noise_figure_db": 0.0,
 }
 """Values of an either/or side of which nothing is given."""
+
+Flat = dict[str, Any]
+"""Values by dotted key."""
+
+Tables = dict[str, Any]
+"""The same as nested tables."""
 
 _POLICY = "planner.frequency_policy"
 _LOG = logging.getLogger("splitrank")
@@ -88,7 +94,7 @@ def config_of(source: str, *layers: Mapping[str, Any]) -> Config:
 
 def config_from(*layers: Mapping[str, Any]) -> Config:
     """Return settings from layers of dotted keys over the built-in defaults, checked."""
-    flat: dict[str, Any] = {}
+    flat: Flat = {}
     problems: list[str] = []
     for layer in layers:
         flat, more = _layer(flat, layer)
@@ -96,7 +102,7 @@ def config_from(*layers: Mapping[str, Any]) -> Config:
     return _checked(flat, set(), problems)
 
 
-def with_values(config: Config, values: dict[str, Any]) -> Config:
+def with_values(config: Config, values: Flat) -> Config:
     """Return the same settings with some dotted keys replaced, checked anew."""
     flat, problems = _layer(flatten(plain_values(config)), values)
     return _checked(flat, set(), problems)
@@ -130,9 +136,9 @@ def _without_effect_alone(flat: Mapping[str, Any], keys: set[str]) -> set[str]:
 # ---- dotted keys and nested tables
 
 
-def flatten(tables: Mapping[str, Any], root: type[Table] = Config) -> dict[str, Any]:
+def flatten(tables: Mapping[str, Any], root: type[Table] = Config) -> Flat:
     """Return dotted keys and values of nested tables; what is no table of ``root`` stays a value."""
-    flat: dict[str, Any] = {}
+    flat: Flat = {}
     for name, content in tables.items():
         inner = table_of(root.model_fields[name]) if name in root.model_fields else None
         if inner is not None and isinstance(content, Mapping):
@@ -142,7 +148,7 @@ def flatten(tables: Mapping[str, Any], root: type[Table] = Config) -> dict[str, 
     return flat
 
 
-def unflatten(flat: Mapping[str, Any], root: type[Table] = Config) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any], root: type[Table] = Config) -> Tables:
     """Return nested tables of dotted keys.
 
     Raises:
@@ -151,7 +157,7 @@ def unflatten(flat: Mapping[str, Any], root: type[Table] = Config) -> dict[str, 
     names = {".".join(key.split(".")[:depth]) for key in settings_of(root) for depth in range(1, key.count(".") + 1)}
     if no_tables := [f"{key} must be a table of keys, got {shown(flat[key])}" for key in flat if key in names]:
         raise ConfigError(no_tables)
-    tables: dict[str, Any] = {}
+    tables: Tables = {}
     for dotted, value in flat.items():
         parts = dotted.split(".")
         depths = [depth for depth in range(1, len(parts)) if ".".join(parts[:depth]) in names]
@@ -163,13 +169,13 @@ def unflatten(flat: Mapping[str, Any], root: type[Table] = Config) -> dict[str, 
     return tables
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> Flat:
     """Return the dotted keys and values of ``key=value`` texts.
 
     Raises:
         InputError: one is not key=value.
     """
-    parsed: dict[str, Any] = {}
+    parsed: Flat = {}
     for key, value in map(_parse_override, overrides):
         parsed.update(
             flatten(unflatten({key: value})) if isinstance(value, dict) and "." in key else flatten({key: value})
@@ -191,7 +197,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
 # ---- layers
 
 
-def _layer(base: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _layer(base: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[Flat, list[str]]:
     """Put one layer over another; problems name either/or pairs of which the layer names both sides."""
     merged, problems = dict(base), []
     for first, second in EITHER_OR:
@@ -213,7 +219,7 @@ def _default_policy(flat: Mapping[str, Any]) -> str:
     return "least-latency" if flat.get("budget.latency_s") == math.inf else "least-energy"
 
 
-def _with_defaults(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(flat: Mapping[str, Any]) -> Flat:
     """Fill in the defaults that depend on what else is given."""
     filled = dict(flat)
     for first, second in EITHER_OR:
@@ -233,7 +239,7 @@ def is_preset(source: str) -> bool:
     return source in PRESETS
 
 
-def _read_source(source: str, readers: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str], set[str]]:
+def _read_source(source: str, readers: tuple[Path, ...] = ()) -> tuple[Flat, list[str], set[str]]:
     """Return the settings of a preset or file over its base, what is wrong with it, and the keys that it gives itself.
 
     Args:
@@ -264,7 +270,7 @@ def _read_source(source: str, readers: tuple[Path, ...] = ()) -> tuple[dict[str,
     return merged, problems + more, set(own)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> Tables:
     """Return the content of a TOML file.
 
     Raises:
@@ -280,7 +286,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} must be a readable file, got: {error.strerror}") from None
 
 
-def plain_values(config: Config) -> dict[str, Any]:
+def plain_values(config: Config) -> Tables:
     """Return nested plain values, without settings that are left out or have no effect."""
     unread, dumped = without_effect(config), flatten(config.model_dump())
     return unflatten(

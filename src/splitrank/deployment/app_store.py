@@ -95,7 +95,7 @@ def serve(folder: Path, port: int) -> None:
 
 
 def main() -> None:
-    """The two commands of this module."""
+    """Run one of the two commands of this module."""
     match sys.argv[1:]:
         case ["sign", app, key, folder]:
             sign(Path(app), Path(key), Path(folder))

@@ -85,7 +85,7 @@ def still_held(state: State, adapter: Adapter) -> Ledger:
 
 
 def _stays(path: str, before: Adapter, after: Adapter) -> bool:
-    """Whether the rows of a merged part are the first ones of what came after."""
+    """Return whether the rows of a merged part are the first ones of what came after."""
     names = [name for kind in MERGED_KINDS if (name := f"{kind}/{path}") in before.tensors]
     rows = merged_rows(before)
     kept = {name: rows_until(after.tensors, name, rows[path]) for name in names}

@@ -95,7 +95,7 @@ class Checkpoints:
             return
 
     def load(self, config: Config) -> State | None:
-        """The newest complete state, with rounds.jsonl cut back to it; None where no round was finished.
+        """Return the newest complete state, with rounds.jsonl cut back to it; None where no round was finished.
 
         Args:
             config: the settings to go on with; all but what a resumed run may change must be those of the checkpoint.
@@ -133,7 +133,7 @@ class Checkpoints:
         return None
 
     def _read(self, round: int) -> tuple[State, str]:
-        """A round's state, and the digest of the settings it was reached with."""
+        """Return a round's state, and the digest of the settings it was reached with."""
         folder = self._folder(round)
         path = folder / "state.json"
         try:

@@ -118,7 +118,7 @@ class InProcessClients:
 
 
 def held_out_shares(config: Config, data: TextData) -> list[NDArray[np.int64]]:
-    """Every client's share of the test texts, so that "the worst client" means something.
+    """Return every client's share of the test texts, so that "the worst client" means something.
 
     With fewer texts than clients some clients have none.
     """

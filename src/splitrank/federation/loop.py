@@ -138,7 +138,7 @@ def _round_zero(clients: Clients) -> tuple[State, RoundRecord]:
 
 
 def manifest_of(config: Config, clients: Clients) -> dict[str, Any]:
-    """What manifest.json says of a run: when and how it started, versions, hardware, data and weights."""
+    """Return what manifest.json says of a run: when and how it started, versions, hardware, data and weights."""
     return {
         "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,

@@ -20,8 +20,11 @@ from splitrank.federation.texts import nominal_text_stats
 from splitrank.planning.plan import plan_json
 from splitrank.records import Shortfall, finite
 
+Report = dict[str, Any]
+"""A plan, or a part of one, in plain Python types, as `splitrank plan --json` prints it."""
 
-def plan_report(config: Config, round: int) -> dict[str, Any]:
+
+def plan_report(config: Config, round: int) -> Report:
     """Plan a round for ``client.samples`` texts per client.
 
     Beside the plan it tells how many parameters are trained and sent: ``adapter_parameters_per_rank`` and
@@ -54,7 +57,7 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
         if prepared is not None:
             client["preparation_s"] = float(prepared.seconds[index])
             client["preparation_j"] = float(prepared.joules[index])
-    plain: dict[str, Any] = finite(
+    plain: Report = finite(
         {
             **report,
             "round": round,
@@ -70,14 +73,14 @@ def plan_report(config: Config, round: int) -> dict[str, Any]:
     return plain
 
 
-def _able(config: Config, round: int) -> dict[str, Any]:
+def _able(config: Config, round: int) -> Report:
     """Return the plan of those who can take part, as a run would go on with them; nothing where nobody can."""
     problem = planned_problem(config, round, require_all=False)
     plan = plan_round(config, problem, round, require_all=False)
     if plan.status == "infeasible":
         return {}
     report = plan_json(plan, problem)
-    parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    parts: dict[bool, list[Report]] = {True: [], False: []}
     for client, takes_part in zip(report["clients"], plan.participants, strict=True):
         parts[bool(takes_part)].append(client)
     sits_out = [{"client": client["client"], "shortfall": client["shortfall"]} for client in parts[False]]
@@ -87,7 +90,7 @@ def _able(config: Config, round: int) -> dict[str, Any]:
 _COLUMNS = ("client", "max rank", "GHz", "compute s", "up s", "down s", "latency s", "energy J")
 
 
-def plan_lines(report: dict[str, Any]) -> Iterator[str]:
+def plan_lines(report: Report) -> Iterator[str]:
     """Yield the plan as a table that fits a terminal of 80 columns, a line at a time.
 
     Where ranks differ from client to client they have a column of their own, and so have unequal energy budgets.
@@ -134,7 +137,7 @@ def plan_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"once, before the rounds and outside their budgets: the frozen layers, {cost}"
 
 
-def _able_lines(able: dict[str, Any]) -> Iterator[str]:
+def _able_lines(able: Report) -> Iterator[str]:
     ranks = sorted({client["rank"] for client in able["clients"]})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     names = [str(client["client"]) for client in able["clients"]]
@@ -142,7 +145,7 @@ def _able_lines(able: dict[str, Any]) -> Iterator[str]:
     yield f"a run goes on without: {rank} for {'client' if len(names) == 1 else 'clients'} {shown} ({able['status']})"
 
 
-def _headlines(report: dict[str, Any], ranks: list[int]) -> Iterator[str]:
+def _headlines(report: Report, ranks: list[int]) -> Iterator[str]:
     """Yield what was planned, and how much of it is trained and sent."""
     if report["status"] == "infeasible":
         yield "infeasible: not every client can take part within its budgets"

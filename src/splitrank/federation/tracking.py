@@ -49,7 +49,7 @@ def tracked(rounds: Generator[RoundRecord], tracking: Tracking, out: Path) -> It
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """The numbers of a round that are logged; those that it has not, such as costs before training, are left out."""
+    """Return the numbers of a round that are logged, without those that it has not, such as costs before training."""
     trained = record.trained
     numbers: dict[str, float | None] = {
         name: getattr(record, name)

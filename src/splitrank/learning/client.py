@@ -151,7 +151,7 @@ def learning_rate_factor(schedule: str, step: int, num_steps: int) -> float:
 def shuffled_batches(
     lengths: NDArray[np.int64], batch_size: int, draws: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """One epoch of batches in random order, each of texts of similar length.
+    """Return one epoch of batches in random order, each of texts of similar length.
 
     Returns:
         index arrays, all of ``batch_size`` but the last one cut.

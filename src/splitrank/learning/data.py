@@ -241,7 +241,7 @@ def load_split(
 
 
 def has_test_split(path: str | Path) -> bool:
-    """Whether a folder holds a file to test on."""
+    """Return whether a folder holds a file to test on."""
     place = Path(path).expanduser().absolute()
     return place.is_dir() and any(SplitFiles.of(place).to_test_on())
 
@@ -315,7 +315,7 @@ def _hub_configs(name: str) -> list[str]:
 
 
 def _hub_table(name: str, split: str, rows: Any, wanted: Sequence[str]) -> Table:
-    """One split of a ``datasets.DatasetDict``; classes by name, hidden ones (−1) as None."""
+    """Return one split of a ``datasets.DatasetDict``; classes by name, hidden ones (−1) as None."""
     import datasets
 
     columns: dict[str, list[Any]] = {column: rows[column][:] for column in wanted if column in rows.column_names}
@@ -336,7 +336,7 @@ def _checked(
     seed: int,
     source_with: Callable[[Table | None], str],
 ) -> TextData:
-    """The common end of all loaders: find what to test on, check the rows, hold out a test split if there is none."""
+    """Find what to test on, check the rows, hold out a test split if there is none."""
     check_columns(train, text, label)
     test, hidden = first_with_labels(tests, label, train)
     if test is not None and test_share is not None:

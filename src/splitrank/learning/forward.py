@@ -17,7 +17,7 @@ from splitrank.learning.layer import is_plain, pack, run_layer
 
 
 def is_packable(encoder: Encoder, trained: Collection[nn.Parameter]) -> bool:
-    """Whether the packed pass honours all that is in the layers from the cut on.
+    """Return whether the packed pass honours all that is in the layers from the cut on.
 
     Args:
         encoder: with a method attached.

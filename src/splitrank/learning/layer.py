@@ -114,7 +114,7 @@ def pack(lengths: Tensor, device: torch.device) -> PackedBatch:
 def run_layer(
     layer: Layer, hidden: Tensor, packed: PackedBatch, bias: Tensor, dropout: Dropout, *, first_token_only: bool
 ) -> Tensor:
-    """The layer's output for all tokens or for the first of each text.
+    """Return the layer's output for all tokens or for the first of each text.
 
     Args:
         hidden: packed, shape (num_rows, hidden_size).
@@ -138,7 +138,7 @@ def run_layer(
 
 
 def _context(layer: Layer, hidden: Tensor, packed: PackedBatch, bias: Tensor, dropout: Dropout) -> Tensor:
-    """What every token attends to, shape (num_rows, hidden_size)."""
+    """Return what every token attends to, shape (num_rows, hidden_size)."""
     texts, width = packed.mask.shape
     modules = [layer.linears[name] for name in ("query", "key", "value")]
     linears = _fused_linears(modules, hidden, *layer.query_key_value)
@@ -153,7 +153,7 @@ def _context(layer: Layer, hidden: Tensor, packed: PackedBatch, bias: Tensor, dr
 def _first_token_context(
     layer: Layer, first: Tensor, hidden: Tensor, packed: PackedBatch, bias: Tensor, dropout: Dropout
 ) -> Tensor:
-    """What the first tokens attend to, shape (texts, hidden_size).
+    """Return what the first tokens attend to, shape (texts, hidden_size).
 
     With q = W_q·x_1 + b_q the score of token i is q·(W_k·x_i + b_k) = (W_kᵀ·q)·x_i + q·b_k, head by head, whose last
     term is the same for all tokens and so without effect on the softmax; and for attention weights w_i,
@@ -209,7 +209,7 @@ def frozen_part(module: nn.Module) -> nn.Linear:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether this pass honours all that a linear does: a frozen ``nn.Linear``, or PEFT's LoRA on one, no variant."""
+    """Return whether this pass honours all of a linear: a frozen ``nn.Linear``, or PEFT's LoRA on one, no variant."""
     linear = frozen_part(module)
     if type(linear) is not nn.Linear or linear.weight.requires_grad or linear.bias.requires_grad:
         return False
@@ -243,7 +243,7 @@ def _low_ranks(module: nn.Module, states: Tensor) -> list[_LowRank]:
 
 
 def _linear(module: nn.Module, states: Tensor) -> Tensor:
-    """A linear map, with its LoRA if it has one."""
+    """Return a linear map, with its LoRA if it has one."""
     frozen = frozen_part(module)
     (mapped,) = _fused_linears([module], states, frozen.weight, frozen.bias)
     return mapped

@@ -75,7 +75,7 @@ def checked_splits(
 def split_with_classes(
     table: Table, text: list[str] | None, label: str | None, classes: list[str] | None
 ) -> tuple[Split, list[str]]:
-    """One table's texts with their classes; it need not have all the classes there are.
+    """Return one table's texts with their classes; it need not have all the classes there are.
 
     Args:
         table: the rows.
@@ -190,7 +190,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _labels(table: Table, label: str | None) -> list[str]:
-    """The label column of a table as strings."""
+    """Return the label column of a table as strings."""
     values = _column(table, label or "label", "data.label")
     strange = [row for row, value in enumerate(values) if not isinstance(value, str | bool | int | float | None)]
     if strange:

@@ -239,7 +239,7 @@ class CacheEntry:
 
 
 def list_cache() -> list[CacheEntry]:
-    """All complete cached outputs, the longest unused first."""
+    """Return all complete cached outputs, the longest unused first."""
     entries = []
     for about in (cache_folder() / "trunk").glob("*/about.json"):
         if about.parent.name.startswith("."):

@@ -237,7 +237,7 @@ def energy_j(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArr
 
 
 def compute_slack(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
-    """What the radio and the circuits leave for computing.
+    """Return what the radio and the circuits leave for computing.
 
     S = T0·(1 - margin) - T_o - T_ul - T_dl,  W = E_0 - ξ - P_ul·T_ul - γ·C|D|
 
@@ -325,7 +325,7 @@ def round_to_feasible(guess: FloatArray, cap: IntArray, fits: Callable[[IntArray
 
 
 def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | None = None) -> NDArray[np.str_]:
-    """What keeps each client from ``max_rank`` + 1.
+    """Return what keeps each client from ``max_rank`` + 1.
 
     In this order: ``"rank-cap"``; ``"latency"`` if S <= 0, airtime alone uses up T0; ``"energy"`` if W <= 0 or
     f_en < min(f_lat, f_max); else ``"frequency"``, too slow at full speed.
@@ -343,7 +343,7 @@ def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | Non
 
 
 def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | None) -> list[BoolArray]:
-    """Whether cap, airtime or energy rules out a rank that is known not to fit, the first that does; see `binding`."""
+    """Return whether cap, airtime or energy rules out a rank that does not fit, the first that does; see `binding`."""
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = compute_slack(problem, rank)
@@ -380,7 +380,7 @@ class Shortfalls:
 
 
 def shortfalls(problem: Problem, rank: Rank, able: BoolArray, frequency_hz: FloatArray | None = None) -> Shortfalls:
-    """What blocks a rank, and by how much, for each client that cannot do it.
+    """Return what blocks a rank, and by how much, for each client that cannot do it.
 
     ``"latency"``: airtime against the deadline [s]; ``"energy"``: all the energy of the round at f_lat, or at f_max
     where f_lat is above it, against E_0 [J]; ``"frequency"``: f_lat against f_max [Hz].

@@ -116,7 +116,7 @@ UNKNOWN_DEVICE = DeviceProfile(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacit
 
 
 def profile_from(told: Any) -> DeviceProfile | None:
-    """A machine from the values of a message, None if they are not those of one."""
+    """Return a machine from the values of a message, None if they are not those of one."""
     names = {field.name: str(field.type) for field in fields(DeviceProfile)}
     if not isinstance(told, dict) or set(told) != set(names):
         return None
@@ -196,7 +196,7 @@ def _timed_ranks(adapter: Adapter) -> tuple[int, ...]:
 
 
 def read_energy_j() -> float | None:
-    """What Linux's counters say that the processors have used [J], None where they cannot be read."""
+    """Return what Linux's counters say that the processors have used [J], None where they cannot be read."""
     used = []
     for zone in COUNTERS.glob("intel-rapl:[0-9]*"):
         if zone.name.count(":") == 1:
@@ -208,7 +208,7 @@ def read_energy_j() -> float | None:
 
 
 def full_frequency_hz() -> float | None:
-    """The processors' highest clock [Hz], None where the system does not tell."""
+    """Return the processors' highest clock [Hz], None where the system does not tell."""
     with suppress(OSError, ValueError):
         return 1e3 * float((CPUS / "cpu0" / "cpufreq" / "cpuinfo_max_freq").read_text())
     with suppress(OSError, ValueError):

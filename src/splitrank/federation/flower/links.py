@@ -46,7 +46,7 @@ class ProbeResult:
     short_s: float = 0.0
 
     def agrees_with(self, other: ProbeResult) -> bool:
-        """Whether both rates are alike within a factor of two."""
+        """Return whether both rates are alike within a factor of two."""
         rates = ((self.uplink_bps, other.uplink_bps), (self.downlink_bps, other.downlink_bps))
         return all(0.5 <= ours / theirs <= 2.0 for ours, theirs in rates)
 
@@ -108,7 +108,7 @@ class Link:
 
 
 def noise(length: int) -> Floats:
-    """An array like no other: Flower sends one that it has seen before, from anybody, only once."""
+    """Return an array like no other: Flower sends one that it has seen before, from anybody, only once."""
     return np.frombuffer(os.urandom(length), dtype=np.uint8).astype(np.float32)
 
 
@@ -125,7 +125,7 @@ def probes(length: int) -> list[Request]:
 
 
 def estimate_link(replies: Sequence[Reply], length: int, shortest_s: float) -> tuple[ProbeResult, bool]:
-    """A link's rates from the answers to :func:`probes`, and whether the probes were long enough to tell.
+    """Return a link's rates from the answers to :func:`probes`, and whether the probes were long enough to tell.
 
     Args:
         replies: the answers.

@@ -77,5 +77,5 @@ def observe(
 
 
 def is_amount(value: Any) -> TypeGuard[float]:
-    """Whether a value of a header is a finite number, 0 or greater."""
+    """Return whether a value of a header is a finite number, 0 or greater."""
     return is_finite(value) and value >= 0

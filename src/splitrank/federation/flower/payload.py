@@ -71,12 +71,12 @@ def unpack(content: RecordDict) -> tuple[Header, Floats]:
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether a value of a header is a whole number, 0 or greater, that a float holds exactly."""
+    """Return whether a value of a header is a whole number, 0 or greater, that a float holds exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether a value of a header is a finite number."""
+    """Return whether a value of a header is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

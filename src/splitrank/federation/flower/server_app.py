@@ -95,7 +95,7 @@ def _wait_until_free(out: Path) -> None:
 
 
 def _test_data(config: Config, *, resumes: Path | None) -> TextData:
-    """The server's test texts, where training texts are on the clients alone."""
+    """Return the server's test texts, where training texts are on the clients alone."""
     table = config.data
     if table.path is None:
         raise InputError('data.path must name the server\'s test texts where clients = "own", got a data.name')

@@ -44,7 +44,7 @@ _START_AGAIN_AFTER_S = 3.0
 
 
 def commands(own: ClientConfig, file: Path) -> dict[str, list[str]]:
-    """The commands of a client's processes, by name, in the order in which to start them.
+    """Return the commands of a client's processes, by name, in the order in which to start them.
 
     Raises:
         InputError: neither certificates nor plaintext are asked for, or nginx or Flower is not there.
@@ -133,12 +133,12 @@ def main() -> None:
 
 
 def _path() -> str:
-    """The PATH for Flower's programs, with those beside this Python first: its environment may not be activated."""
+    """Return the PATH for Flower's programs, those beside this Python first: its environment may not be activated."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
-    """A process of its own session, so that a terminal's Ctrl-C reaches the supervisor alone, which ends the others."""
+    """Start a process in its own session: a terminal's Ctrl-C reaches the supervisor alone, which ends the others."""
     environment = {**os.environ, **ENVIRONMENT, "PATH": _path()}
     return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
 

@@ -71,7 +71,7 @@ def kind_of(name: str) -> str:
 
 
 def is_ranked(name: str) -> bool:
-    """Whether a tensor grows with the rank."""
+    """Return whether a tensor grows with the rank."""
     return kind_of(name) in RANK_AXIS
 
 

@@ -38,7 +38,7 @@ def by_kind(traits: RuleTraits) -> Select:
 
 
 def is_nothing(index: Index | None) -> bool:
-    """Whether an index is that of no number at all."""
+    """Return whether an index is that of no number at all."""
     return isinstance(index, slice) and index == NOTHING
 
 
