@@ -27,7 +27,7 @@ from splitrank.federation.export_forms import export_sentence
 from splitrank.federation.in_process import InProcessClients, make_clients
 from splitrank.federation.model import method_of
 from splitrank.federation.rounds import run_round
-from splitrank.federation.run_folder import RunFolder
+from splitrank.federation.run_folder import Manifest, RunFolder
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.summary import summarise
@@ -137,7 +137,7 @@ def _round_zero(clients: Clients) -> tuple[State, RoundRecord]:
     )
 
 
-def manifest_of(config: Config, clients: Clients) -> dict[str, Any]:
+def manifest_of(config: Config, clients: Clients) -> Manifest:
     """Return what manifest.json says of a run: when and how it started, versions, hardware, data and weights."""
     return {
         "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -190,7 +190,7 @@ def _check_resumable(folder: RunFolder) -> None:
     folder.checkpoints.check_format()
 
 
-def _resumed_state(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> State | None:
+def _resumed_state(folder: RunFolder, config: Config, manifest: Manifest) -> State | None:
     before = folder.read_manifest()
     run_folder.check_unchanged(folder.path, before, "data", manifest["data"]["sha256"])
     run_folder.check_unchanged(folder.path, before, "model", manifest["model"]["trunk_sha256"])

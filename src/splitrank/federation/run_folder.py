@@ -26,6 +26,9 @@ from splitrank.federation.checkpoints import RAISABLE, Checkpoints
 from splitrank.files import try_lock, write_atomically
 from splitrank.records import RoundRecord
 
+Manifest = dict[str, Any]
+"""The content of manifest.json."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -56,7 +59,7 @@ class RunFolder:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> Manifest:
         return read_manifest(self.path)
 
     @property
@@ -233,7 +236,7 @@ def run_id(path: Path) -> str:
         return secrets.token_hex(16)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> Manifest:
     """Return what the manifest.json of a run folder says.
 
     Raises:
@@ -241,7 +244,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     path = path / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(manifest[key], dict) for key in ("data", "model", "versions", "hardware")):
             raise ValueError
         if not all(isinstance(sha, str) for sha in (manifest["data"]["sha256"], manifest["model"]["trunk_sha256"])):

@@ -216,7 +216,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def model_location(name: str) -> str:
-    """Return where ``transformers`` finds the weights of ``model.name``: an absolute folder, or the hub name as it is."""
+    """Return where ``transformers`` finds the weights of ``model.name``: a folder, absolute, or the hub name."""
     if name == OFFLINE_MODEL:
         return str(minilm_folder())
     return str(Path(name).resolve()) if Path(name).is_dir() else name
