@@ -28,6 +28,6 @@ for method, config in configs.items():
         state, record = run_round(state, clients)
         records.append(record)
     clients.close()
-    bits = sum(client["uplink_bits"] for record in records for client in record.clients)
+    bits = sum(client.uplink_bits for record in records for client in record.clients)
     seconds = sum(record.wall_s for record in records)
     print(f"{method:6} {records[-1].accuracy:9.1%} {bits / 1e6:8.2f} {seconds:8.1f}")

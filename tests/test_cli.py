@@ -134,7 +134,7 @@ def test_every_constraint_can_block(budgets, constraint):
     ("arguments", "expected"),
     [
         (["plan", "papr"], "did you mean paper"),
-        (["plan", "missing.toml"], "preset (offline, paper, edge) or a TOML file"),
+        (["plan", "missing.toml"], "preset (offline, plain, paper, edge) or a TOML file"),
         (["plan", "paper", "--set", "federation.rouns=1"], "federation.rounds"),
         (["plan", "paper", "--set", "adapter.rank=800"], "adapter.rank must be at most 768"),
         (["plan", "paper", "--set", "model.trained_layers=last:13"], "model.trained_layers must be at most 12 layers"),

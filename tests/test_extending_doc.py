@@ -15,10 +15,10 @@ from splitrank import traits
 from splitrank.learning.adapters.method import attach, load
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.forward import reference_logits
-from splitrank.planning.costs.cost import TrainedPart
-from splitrank.planning.flops import EncoderShape
+from splitrank.planning.costs.table import COSTS
 from splitrank.planning.solvers.exact import exact
 from tests.learning import oracle, rule_checks
+from tests.planning import test_costs
 from tests.planning.problems import random_problem
 
 ROOT = Path(__file__).parents[1]
@@ -71,10 +71,10 @@ def test_the_rule_keeps_all_promises(method: str, shown) -> None:
     assert rule_checks.failures(rule_checks.subject(rule, method)) == set()
 
 
-def test_the_method_computes_what_its_tensors_say_and_its_costs_count_them(tiny_model, monkeypatch, shown) -> None:
-    monkeypatch.setitem(traits.METHOD_TRAITS, "biases", line_of("biases"))
-    monkeypatch.setattr(oracle, "OWN_WEIGHTS", oracle.OWN_WEIGHTS | {"bias"})
-    adapted = attach(oracle.fresh(tiny_model()), shown("adapters").Biases())
+def test_the_method_computes_what_its_tensors_say(tiny_model, monkeypatch, shown) -> None:
+    monkeypatch.setitem(traits.METHOD_TRAITS, "norms", line_of("norms"))
+    monkeypatch.setattr(oracle, "OWN_WEIGHTS", oracle.OWN_WEIGHTS | {"norm"})
+    adapted = attach(oracle.fresh(tiny_model()), shown("adapters").Norms())
     assert adapted.forward is reference_logits
     ids = oracle.random_ids(64, oracle.LENGTHS)
     adapter = oracle.moved(oracle.begin(adapted, 1))
@@ -84,7 +84,12 @@ def test_the_method_computes_what_its_tensors_say_and_its_costs_count_them(tiny_
     oracle.assert_logits(logits, wanted)
     oracle.assert_gradients(oracle.gradients(logits, parameters), wanted_gradients)
 
-    shape = EncoderShape(num_layers=6, hidden_size=32, intermediate_size=48, num_heads=4)
-    part = TrainedPart(shape, (3, 4, 5), (), "full", 4, frozenset({"bias"}))
-    counted = shown("costs").BIASES.numbers(part)["bias"].at(1)
-    assert counted == sum(tensor.numel() for tensor in adapter.of_kind("bias").values())
+
+def test_the_methods_costs_are_what_runs(monkeypatch, shown) -> None:
+    (kind,) = re.findall(r"`(\"norm\": lambda path: .*?)` in `OF_A_LAYER`", TEXT)
+    monkeypatch.setitem(traits.METHOD_TRAITS, "norms", line_of("norms"))
+    monkeypatch.setitem(COSTS, "norms", shown("costs").NORMS)
+    monkeypatch.setattr(test_costs, "OF_A_LAYER", eval(f"{{{kind}}}"))
+    for layers in ([3], [1, 2], [0, 3]):
+        test_costs.test_operations_equal_torchs_count("norms", {"norm"}, "all-linear", layers, "full")
+    test_costs.test_numbers_are_those_of_the_parameters("norms", {"norm"}, "all-linear", 1)

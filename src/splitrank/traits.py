@@ -122,8 +122,10 @@ _OF_LINEARS = frozenset({"target_modules", "scaling", "dropout"})
 
 METHOD_TRAITS: dict[str, MethodTraits] = {
     "lora": MethodTraits(FACTORS, "product", "peft", _OF_LINEARS, in_paper=True),
+    "rslora": MethodTraits(FACTORS, "product", "peft", _OF_LINEARS, in_paper=True),
     "dora": MethodTraits(FACTORS | {"magnitude"}, "product", "peft", _OF_LINEARS),
     "full": MethodTraits(frozenset({"weight"}), "fixed", "model"),
+    "bitfit": MethodTraits(frozenset({"bias"}), "fixed", "model"),
 }
 
 RULE_TRAITS: dict[str, RuleTraits] = {

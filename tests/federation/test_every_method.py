@@ -27,9 +27,11 @@ ROUNDS = 3
 COMMON = ["model.precision=fp32", f"federation.rounds={ROUNDS}", "train.learning_rate=5e-3"]
 OF_METHOD = {
     "lora": [],
+    "rslora": [],
     # Clocks and sizes so small that budgets bind where operations are counted as they are.
     "dora": ['workload.model="flops"', "client.flops_per_cycle=4.0"],
     "full": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=1e-3"],
+    "bitfit": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=0.02"],
 }
 
 

@@ -17,7 +17,7 @@ from splitrank.learning.adapters.merged import add_merged, merged_factors
 from splitrank.learning.adapters.method import load, read
 from splitrank.learning.aggregation.distribute import merge_rest
 from splitrank.learning.aggregation.rule import Rule, Starts
-from splitrank.traits import RuleTraits
+from splitrank.traits import FACTORS, METHOD_TRAITS, RuleTraits
 from tests.federation.merging_rules import PUT_ASIDE, RESIDUAL, of_rule, put_aside
 
 SETTINGS = ["model.precision=fp32", "federation.rounds=3", "adapter.rank=3", "budget.latency_s=3", "budget.energy_j=10"]
@@ -26,10 +26,13 @@ SETTINGS = ["model.precision=fp32", "federation.rounds=3", "adapter.rank=3", "bu
 connect = of_rule(PUT_ASIDE)
 
 
-@pytest.mark.parametrize("targets", ["query-value", "all-linear"])
-def test_a_run_with_merged_parts(targets, tiny_config, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "targets"), [("lora", "query-value"), ("lora", "all-linear"), ("rslora", "query-value")]
+)
+def test_a_run_with_merged_parts(method, targets, tiny_config, tmp_path):
     """Three rows a round: square linears are dense from 17 on, at the start of round 7, wide ones from 20, of 8."""
-    config = load_config(str(tiny_config), [*SETTINGS, f"adapter.target_modules={targets}", "federation.rounds=8"])
+    own = [f"adapter.method={method}", f"adapter.target_modules={targets}", "federation.rounds=8"]
+    config = load_config(str(tiny_config), [*SETTINGS, *own])
     records = list(run(config, tmp_path / "run", connect=connect))
     assert records[-1].accuracy > records[0].accuracy
     # What was put aside after a round goes down in the next, as much as goes up; what is dense goes down every round.
@@ -82,7 +85,7 @@ def test_factors_larger_than_their_product_become_it(rank, is_dense):
     torch.testing.assert_close(factors[1] @ factors[0], 2 * b @ a)
 
 
-@pytest.mark.parametrize("method", ["dora", "full"])
+@pytest.mark.parametrize("method", [name for name, traits in METHOD_TRAITS.items() if traits.kinds != FACTORS])
 def test_only_lora_has_merged_parts(method, tiny_config):
     config = load_config(str(tiny_config), [f'adapter.method="{method}"', 'workload.model="flops"'])
     with pytest.raises(ConfigError, match=r"adapter\.method must (be plain LoRA|have lora_A) for the rule put-aside"):

@@ -28,7 +28,7 @@ from splitrank.placement import LINEARS
 
 LABELS = ["a", "b", "c", "d"]
 LENGTHS = [5, 17, 9, 30, 2, 12]
-OWN_WEIGHTS = {"weight", "head"}
+OWN_WEIGHTS = {"weight", "bias", "head"}
 """Kinds whose tensors stand in the place of the model's own."""
 
 

@@ -22,6 +22,7 @@ from splitrank.learning.client import (
     train,
 )
 from splitrank.learning.trunk import trunk_outputs
+from splitrank.traits import METHOD_TRAITS
 from tests.learning import oracle
 from tests.learning.oracle import adapt, begin, random_ids, same_bits
 
@@ -80,7 +81,7 @@ def same(first, second) -> bool:
     return same_bits(first.adapter.tensors, second.adapter.tensors)
 
 
-@pytest.mark.parametrize("name", ["lora", "dora"])
+@pytest.mark.parametrize("name", [name for name in METHODS if METHOD_TRAITS[name].export == "peft"])
 def test_training_equals_plain_hugging_face_training(name, setting):
     """One epoch by hand with PEFT's own forward, torch's AdamW and clipping gives the same adapter."""
     update = trained(setting, name=name, weight_decay=0.1, learning_rate=1e-3)

@@ -13,10 +13,12 @@ from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from splitrank.learning.adapters.bitfit import BitFit
 from splitrank.learning.adapters.dora import Dora
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import NO_TERMS, attach, load
+from splitrank.learning.adapters.methods import METHODS
 from splitrank.learning.forward import is_packable, packed_logits, reference_logits
 from splitrank.traits import MethodTraits
 from tests.conftest import TINY_FAMILIES
@@ -67,20 +69,7 @@ class Ia3(Fixed):
         return {f"scale/{path}": m.ia3_l["default"] for path, m in modules if isinstance(m, IA3Layer)}
 
 
-class Biases(Fixed):
-    """Biases of the trained layers alone (BitFit)."""
-
-    def parameters(self, encoder, rank, scaling):
-        layers = encoder.model.get_submodule(encoder.family.layers)
-        found = {}
-        for index in encoder.trained_layers:
-            for path, parameter in layers[index].named_parameters():
-                if path.endswith("bias"):
-                    found[f"bias/{encoder.family.layers}.{index}.{path}"] = parameter
-        return found
-
-
-class OneBias(Biases):
+class OneBias(BitFit):
     """One linear's bias alone."""
 
     def parameters(self, encoder, rank, scaling):
@@ -200,7 +189,7 @@ def test_packed_equals_reference_in_half_precision(tiny_model):
 
 
 @pytest.mark.parametrize("lengths", [[16] * 8, [9], [32, 31, 3], [2, 31]])
-@pytest.mark.parametrize("name", ["lora", "dora", "full"])
+@pytest.mark.parametrize("name", METHODS)
 def test_batches_with_and_without_padding(name, lengths, tiny_model):
     adapted = adapt(oracle.fresh(tiny_model()), name)
     load(adapted, moved(begin(adapted, 3)))
@@ -211,7 +200,7 @@ def test_batches_with_and_without_padding(name, lengths, tiny_model):
 
 
 @pytest.mark.parametrize(
-    "method", [Ia3(), Biases(), OneBias(), Norms(), ClaimsToBePlain(("query", "key", "value"), 2.0)]
+    "method", [Ia3(), BitFit(), OneBias(), Norms(), ClaimsToBePlain(("query", "key", "value"), 2.0)]
 )
 def test_what_packing_would_ignore_is_run_by_the_model(method, tiny_model):
     adapted = attach(oracle.fresh(tiny_model()), method)
@@ -258,8 +247,8 @@ def test_a_hook_without_a_parameter_is_obeyed_or_refused(tiny_model):
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize(
     "method",
-    [Dora(("query", "value"), 2.0), Dora(("output",), 2.0), Ia3(), Biases(), ClaimsToBePlain(("key",), 2.0)],
-    ids=["dora", "dora-output", "ia3", "biases", "claims-to-be-plain"],
+    [Dora(("query", "value"), 2.0), Dora(("output",), 2.0), Ia3(), BitFit(), ClaimsToBePlain(("key",), 2.0)],
+    ids=["dora", "dora-output", "ia3", "bitfit", "claims-to-be-plain"],
 )
 def test_the_packed_pass_refuses_what_it_would_ignore(method, held, tiny_model):
     encoder = oracle.fresh(tiny_model())
@@ -268,7 +257,7 @@ def test_the_packed_pass_refuses_what_it_would_ignore(method, held, tiny_model):
     assert adapted.forward is reference_logits
     parameters = load(adapted, own_adapter(adapted))
     assert not is_packable(encoder, list(parameters.values()))
-    if held and not isinstance(method, Biases):  # whose biases it would take away
+    if held and not isinstance(method, BitFit):  # whose biases it would take away
         encoder.cast_and_fuse_qkv(range(encoder.cut_layer, encoder.num_layers))
     with pytest.raises(TypeError):
         packed_logits(encoder, hidden, COUNTS)

@@ -18,7 +18,10 @@ RANKS = [1, 3, 8]
 IDS = random_ids(64, LENGTHS)
 COUNTS = torch.tensor(LENGTHS)
 
+WITH_PEFT = [name for name in METHODS if METHOD_TRAITS[name].export == "peft"]
+
 every_method = pytest.mark.parametrize("name", METHODS)
+every_method_of_peft = pytest.mark.parametrize("name", WITH_PEFT)
 every_rank = pytest.mark.parametrize("rank", RANKS)
 every_family = pytest.mark.parametrize("family", TINY_FAMILIES)
 
@@ -227,17 +230,20 @@ def test_attaching_leaves_the_global_random_state_alone(name, tiny_model):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["lora", "dora"])
+@every_method_of_peft
 def test_peft_says_the_loaded_rank_and_alpha(name, tiny_model):
+    """The alpha from which PEFT makes the adapter's scaling, of the rank or of its root."""
     adapted = adapt(oracle.fresh(tiny_model()), name)
     for adapter in [begin(adapted, rank) for rank in (3, 7, 2)]:
         load(adapted, adapter)
         config = adapted.peft_model.peft_config["default"]
-        assert (config.r, config.lora_alpha) == (adapter.rank, 2 * adapter.rank)
+        assert config.r == adapter.rank
+        divisor = adapter.rank**0.5 if config.use_rslora else adapter.rank
+        assert config.lora_alpha / divisor == pytest.approx(adapter.scaling, rel=1e-15)
 
 
 @pytest.mark.parametrize("family", ["roberta", "mpnet"])
-@pytest.mark.parametrize("name", ["lora", "dora"])
+@every_method_of_peft
 def test_pefts_own_forward_agrees(name, family, tiny_model):
     adapted = adapt(oracle.fresh(tiny_model(family)), name)
     parameters = load(adapted, moved(begin(adapted, 3)))
@@ -248,7 +254,15 @@ def test_pefts_own_forward_agrees(name, family, tiny_model):
     oracle.assert_gradients(oracle.gradients(logits, parameters), oracle.gradients(wanted, parameters))
 
 
-@pytest.mark.parametrize(("loaded", "into"), [("dora", "lora"), ("lora", "dora"), ("full", "lora"), ("lora", "full")])
+@pytest.mark.parametrize(
+    ("loaded", "into"),
+    [
+        (loaded, into)
+        for loaded in METHODS
+        for into in METHODS
+        if METHOD_TRAITS[loaded].kinds != METHOD_TRAITS[into].kinds
+    ],
+)
 def test_an_adapter_of_another_method_is_refused(loaded, into, tiny_model):
     """Part of it would be ignored, or part of the model kept from before."""
     adapter = moved(begin(adapt(oracle.fresh(tiny_model()), loaded), 3))

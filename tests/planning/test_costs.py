@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitrank.config import AdapterTable
 from splitrank.learning import layer
-from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
+from splitrank.learning.adapters.methods import make_method
 from splitrank.placement import target_linears
 from splitrank.planning.costs.cost import Count, TrainedPart, total
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.workload import KNOWN_SHAPES
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+from splitrank.traits import FACTORS, METHOD_TRAITS, RULE_TRAITS
 from tests.planning.tiny import BATCH, NUM_LABELS, SHAPE, TOKENS, hugging_face_config, per_batch, tiny_encoder
 
 RANK = 3
@@ -36,7 +36,10 @@ PATHS = {
     "intermediate": "intermediate.dense",
     "output": "output.dense",
 }
-OF_A_LAYER: dict[str, Callable[[str], bool]] = {"weight": lambda path: True}
+OF_A_LAYER: dict[str, Callable[[str], bool]] = {
+    "weight": lambda path: True,
+    "bias": lambda path: path.endswith("bias"),
+}
 """Kind → which of a trained layer's own parameters are of it."""
 
 
@@ -55,10 +58,10 @@ class Trained:
     parameters: dict[str, list[nn.Parameter]]
 
 
-def packed(part: TrainedPart, rank: int) -> Trained:
-    """The encoder that splitrank trains with LoRA, with the merged parts beside it."""
+def packed(part: TrainedPart, rank: int, method: str) -> Trained:
+    """The encoder that splitrank trains with plain LoRA, with the merged parts beside it."""
     encoder = tiny_encoder(list(part.layers))
-    adapted = attach(encoder, Lora(part.linears, scaling=2.0))
+    adapted = attach(encoder, make_method(method, {"linears": part.linears, "scaling": 2.0, "dropout": 0.0}))
     start = initial(adapted, trained_head(adapted, part.head))
     start = adapted.method.resize(start, rank, distribution="svd", seed=0, round=1)
     sizes = SHAPE.linears()
@@ -72,7 +75,7 @@ def packed(part: TrainedPart, rank: int) -> Trained:
 
 
 def reference(part: TrainedPart, rank: int, method: str) -> Trained:
-    """Hugging Face's own layers from the cut on, with PEFT's DoRA or all weights of the trained layers."""
+    """Hugging Face's own layers from the cut on, with PEFT's DoRA or some of the trained layers' own weights."""
     model = transformers.RobertaForSequenceClassification(hugging_face_config())
     model.requires_grad_(False)
     layers = model.roberta.encoder.layer
@@ -107,6 +110,12 @@ def reference(part: TrainedPart, rank: int, method: str) -> Trained:
     return Trained(logits, parameters)
 
 
+def trained_of(part: TrainedPart, rank: int, method: str) -> Trained:
+    """What runs for a method: the packed pass for plain LoRA whatever its scaling, else the reference."""
+    runs = packed if METHOD_TRAITS[method].kinds == FACTORS else reference
+    return runs(part, rank, method)
+
+
 def _by_kind(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, list[nn.Parameter]]:
     named = list(model.named_parameters())
     return {kind: [parameter for name, parameter in named if f".{kind}.default." in name] for kind in kinds}
@@ -114,7 +123,7 @@ def _by_kind(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, list[nn.Para
 
 def counted_step(part: TrainedPart, method: str, rank: int = RANK) -> int:
     """What torch counts in a step that trains some of the kinds."""
-    trained = packed(part, rank) if method == "lora" else reference(part, rank, method)
+    trained = trained_of(part, rank, method)
     for kind, parameters in trained.parameters.items():
         for parameter in parameters:
             parameter.requires_grad_(kind in part.kinds)
@@ -134,13 +143,14 @@ def part_of(layers: list[int], targets: str | tuple[str, ...], head: str, kinds:
     return TrainedPart(SHAPE, tuple(layers), target_linears(targets), head, NUM_LABELS, frozenset(kinds), **more)  # type: ignore[arg-type]
 
 
-FACTORS = {"lora_A", "lora_B"}
 TRAINED = [
     ("lora", FACTORS),
     ("lora", {"lora_B"}),
+    ("rslora", FACTORS),
     ("dora", FACTORS | {"magnitude"}),
     ("dora", {"lora_B", "magnitude"}),
     ("full", {"weight"}),
+    ("bitfit", {"bias"}),
 ]
 ON_LINEARS = [case for case in TRAINED if METHOD_TRAITS[case[0]].has_rank]
 IN_LAYERS = [case for case in TRAINED if case not in ON_LINEARS]
@@ -200,7 +210,7 @@ def test_dropout_makes_dora_multiply_with_the_frozen_matrix_again(layers: list[i
 @pytest.mark.parametrize(("method", "kinds"), [case for case in TRAINED if case[1] == METHOD_TRAITS[case[0]].kinds])
 def test_numbers_are_those_of_the_parameters(method: str, kinds: set[str], targets: str, rank: int) -> None:
     part = part_of([1, 3], targets, "full", kinds)
-    trained = packed(part, rank) if method == "lora" else reference(part, rank, method)
+    trained = trained_of(part, rank, method)
     real = {kind: sum(parameter.numel() for parameter in some) for kind, some in trained.parameters.items()}
     assert {kind: count.at(rank) for kind, count in COSTS[method].numbers(part).items()} == real
     assert set(real) == METHOD_TRAITS[method].kinds
@@ -247,6 +257,10 @@ def test_numbers_of_roberta_base() -> None:
     assert COSTS["dora"].numbers(roberta("dora", "query-value"))["magnitude"] == Count(4_608)
     assert COSTS["dora"].numbers(roberta("dora", "all-linear"))["magnitude"] == Count(20_736)
     assert COSTS["full"].numbers(roberta("full", "query-value"))["weight"] == Count(3 * 7_087_872)
+    assert COSTS["bitfit"].numbers(roberta("bitfit", "query-value"))["bias"] == Count(25_344)
+    assert COSTS["rslora"].numbers(roberta("rslora", "query-value")) == COSTS["lora"].numbers(
+        roberta("lora", "query-value")
+    )
 
 
 def test_roberta_base_costs_3_5_gflop_per_sample_of_64_tokens() -> None:

@@ -15,7 +15,7 @@ LATER_KEYS = (
 )
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
-    "adapter.method": ("rslora", "adalora", "bitfit", "ia3", "prefix", "slora", "mola", "bottleneck"),
+    "adapter.method": ("adalora", "ia3", "prefix", "slora", "mola", "bottleneck"),
     "federation.aggregation": (
         *("rolora", "flora", "raflora", "fedex", "fedsa", "hetlora", "fedsvd", "lora-a2", "median", "trimmed-mean"),
     ),

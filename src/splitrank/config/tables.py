@@ -89,15 +89,17 @@ class ModelTable(Table):
 class AdapterTable(Table):
     """What is trained in each layer."""
 
-    method: Literal["lora", "dora", "full"] = Field(
+    method: Literal["lora", "rslora", "dora", "full", "bitfit"] = Field(
         "lora",
-        description='`"dora"`: LoRA with a trained magnitude of each output; `"full"`: all weights of the trained '
-        "layers, without a rank",
+        description='`"rslora"`: LoRA with its scaling divided by √r; `"dora"`: LoRA with a trained magnitude of each '
+        'output; `"full"`: all weights of the trained layers, `"bitfit"`: their biases, both without a rank',
     )
     target_modules: Annotated[Modules, _methods("target_modules")] = Field(
         "query-value", description="linear maps that get an adapter"
     )
-    scaling: Annotated[Positive, _methods("scaling")] = Field(2.0, description="alpha/r, the same at every rank")
+    scaling: Annotated[Positive, _methods("scaling")] = Field(
+        2.0, description='alpha/r, the same at every rank; `"rslora"` divides it by √r'
+    )
     dropout: Annotated[Share, _methods("dropout")] = Field(0.0, description="dropout before lora_A")
     rank: Annotated[Count | None, _HAS_RANK] = Field(None, description="fixes the rank; left out, it is planned")
 

@@ -117,7 +117,7 @@ library_name: transformers
 pipeline_tag: text-classification
 ---
 
-`{base}`, its last layers and classification head trained by splitrank. Classes: {labels}.
+`{base}`, its last layers ({method}) and classification head trained by splitrank. Classes: {labels}.
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -1,8 +1,8 @@
 """What training changes and clients share: named tensors without a model.
 
 A tensor's name is ``"<kind>/<path>"``. Its first word, the kind, is what methods, rules and costs speak of: ``lora_A``,
-``lora_B``, ``magnitude``, ``weight``, ``head``, and ``merged_A``, ``merged_B``, ``merged_W`` for frozen parts that a
-rule has put aside. A and B are told apart by name, never by shape.
+``lora_B``, ``magnitude``, ``weight``, ``bias``, ``head``, and ``merged_A``, ``merged_B``, ``merged_W`` for frozen parts
+that a rule has put aside. A and B are told apart by name, never by shape.
 """
 
 from __future__ import annotations

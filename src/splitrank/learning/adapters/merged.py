@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from splitrank.learning.adapters.adapter import Adapter, kind_of
-from splitrank.learning.adapters.peft_lora import lora_layers
+from splitrank.learning.adapters.peft_lora import alpha_of, lora_layers
 from splitrank.learning.encoder import Encoder
 from splitrank.traits import MERGED_AXIS, MERGED_KINDS, TRAINED_ADAPTER
 
@@ -165,7 +165,10 @@ def as_one_adapter(encoder: Encoder, peft_model: PeftModel, adapter: Adapter) ->
         lora_B.weight = nn.Parameter(torch.cat([lora_B.weight.detach(), more_b.to(lora_B.weight.device)], dim=1))
     config: Any = peft_model.peft_config[TRAINED_ADAPTER]
     config.rank_pattern = {path: adapter.rank + a.shape[0] for path, (a, _) in parts.items()}
-    config.alpha_pattern = {path: adapter.scaling * rank for path, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {
+        path: alpha_of(adapter.scaling, rank, use_rslora=config.use_rslora)
+        for path, rank in config.rank_pattern.items()
+    }
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from splitrank.learning.adapters.adapter import Adapter, is_ranked, shape_at_rank
 from splitrank.learning.adapters.merged import load_merged
+from splitrank.learning.adapters.peft_lora import declare
 from splitrank.learning.adapters.selection import Index, Select, is_nothing
 from splitrank.learning.encoder import Encoder
 from splitrank.learning.families import Family
@@ -188,9 +189,8 @@ def load(
     """
     method, rank = adapted.method, max(adapter.rank, 1)
     parameters = method.parameters(adapted.encoder, rank, adapter.scaling)
-    if adapted.peft_model is not None:  # what an export says of itself
-        config = adapted.peft_model.peft_config[TRAINED_ADAPTER]
-        config.r, config.lora_alpha = rank, adapter.scaling * rank  # type: ignore[attr-defined]
+    if adapted.peft_model is not None:
+        declare(adapted.peft_model, rank, adapter.scaling)
     merged = adapter.only(*MERGED_KINDS)
     if method.traits.kinds == FACTORS:
         load_merged(adapted.encoder, adapter)

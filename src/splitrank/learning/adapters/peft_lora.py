@@ -67,6 +67,19 @@ def attach_lora(
         return get_peft_model(encoder.model, config)
 
 
+def alpha_of(scaling: float, rank: int, *, use_rslora: bool) -> float:
+    """Return the alpha that PEFT makes a scaling of: s·r, or s·√r with ``use_rslora``."""
+    return scaling * math.sqrt(rank) if use_rslora else scaling * rank
+
+
+def declare(peft_model: PeftModel, rank: int, scaling: float) -> None:
+    """Write a rank and its alpha into PEFT's configuration, by which an export is loaded, where it has these."""
+    config: Any = peft_model.peft_config[TRAINED_ADAPTER]
+    if isinstance(config, LoraConfig):
+        alpha: Any = alpha_of(scaling, rank, use_rslora=config.use_rslora)  # it need not be whole
+        config.r, config.lora_alpha = rank, alpha
+
+
 # Looking through all modules takes longer than exchanging an adapter.
 _known_layers: WeakKeyDictionary[nn.Module, dict[str, LoraLayer]] = WeakKeyDictionary()
 
@@ -88,7 +101,8 @@ def factor_parameters(encoder: Encoder, rank: int, scaling: float) -> dict[str, 
             lora_A.weight = nn.Parameter(lora_A.weight.new_zeros(rank, lora_A.in_features))
             lora_B.weight = nn.Parameter(lora_B.weight.new_zeros(lora_B.out_features, rank))
             lora_A.out_features = lora_B.in_features = rank
-        layer.r[TRAINED_ADAPTER], layer.lora_alpha[TRAINED_ADAPTER] = rank, scaling * rank
+        alpha = alpha_of(scaling, rank, use_rslora=layer.use_rslora[TRAINED_ADAPTER])
+        layer.r[TRAINED_ADAPTER], layer.lora_alpha[TRAINED_ADAPTER] = rank, alpha
         layer.scaling[TRAINED_ADAPTER] = scaling
         found[f"lora_A/{path}"] = cast(nn.Parameter, lora_A.weight)
         found[f"lora_B/{path}"] = cast(nn.Parameter, lora_B.weight)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from splitrank.planning.costs.bitfit import BITFIT
 from splitrank.planning.costs.cost import MethodCost
 from splitrank.planning.costs.dora import DORA
 from splitrank.planning.costs.full import FULL
 from splitrank.planning.costs.lora import LORA
 
-COSTS: dict[str, MethodCost] = {"lora": LORA, "dora": DORA, "full": FULL}
+COSTS: dict[str, MethodCost] = {
+    "lora": LORA,
+    "rslora": LORA,  # the scaling costs nothing
+    "dora": DORA,
+    "full": FULL,
+    "bitfit": BITFIT,
+}
