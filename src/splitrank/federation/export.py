@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from splitrank.config import load_config
@@ -31,13 +32,17 @@ from splitrank.learning.text_rules import columns_wanted, texts_of
 from splitrank.learning.trunk import BATCH_TOKENS, length_batches
 from splitrank.progress import track
 
+LABELS = "labels.json"
+"""File beside an adapter: a list of the label names in the order of the classes."""
+
 
 def export(model: Model, state: State, run: Path) -> Path:
     """Write the result into a run folder, in the form of the run's method.
 
-    ``adapter/`` loads with ``AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=N)``, ``model/``
-    with ``AutoModelForSequenceClassification.from_pretrained(path)``. Either holds the tokenizer and the model's
-    configuration with the label names. With personal tensors there is one such folder per client in it.
+    ``adapter/`` loads with ``AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=N)``, and as
+    ``model/`` with ``AutoModelForSequenceClassification.from_pretrained(path)`` and in ``pipeline``; its card says how
+    to pass its label names, ``labels.json``. A config.json beside an adapter would tell transformers that the folder
+    holds a whole model. With personal tensors there is one such folder per client in it.
 
     Returns:
         the folder written.
@@ -58,7 +63,20 @@ def _save_adapter(model: Model, adapter: Adapter, personal: Mapping[str, Tensor]
     load(model.adapted, adapter, personal)
     with as_one_adapter(model.encoder, peft_model, adapter):
         peft_model.save_pretrained(str(folder))
+    _name_magnitudes(folder / "adapter_model.safetensors")
+    write_atomically(folder / LABELS, json.dumps(model.encoder.label_names, indent=2) + "\n")
     _save_beside(model, folder, _PEFT_CARD)
+
+
+def _name_magnitudes(weights: Path) -> None:
+    """End the names of DoRA's magnitudes in ``.weight``.
+
+    PEFT leaves it out and reads them either way. Transformers 5.23 knows the names of PEFT's modules only, and would
+    put untrained magnitudes in the place of those that it does not find.
+    """
+    tensors = load_file(weights)
+    if named := {name: f"{name}.weight" for name in tensors if name.endswith(".lora_magnitude_vector")}:
+        save_file({named.get(name, name): tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
 
 
 def _save_model(model: Model, adapter: Adapter, personal: Mapping[str, Tensor], folder: Path) -> None:
@@ -84,10 +102,9 @@ def _save_model(model: Model, adapter: Adapter, personal: Mapping[str, Tensor], 
 
 
 def _save_beside(model: Model, folder: Path, card: str) -> None:
-    """Write the tokenizer, the model's configuration with the label names, and what the folder is."""
+    """Write the tokenizer, and what the folder is."""
     labels = model.encoder.label_names
     model.encoder.tokenizer.save_pretrained(str(folder))
-    model.encoder.model.config.save_pretrained(str(folder))
     filled = card.format(base=model.encoder.location, n=len(labels), labels=labels, method=model.method.name)
     write_atomically(folder / "README.md", filled)
 
@@ -100,15 +117,47 @@ pipeline_tag: text-classification
 
 An adapter ({method}) and classification head trained by splitrank on `{base}`. Classes: {labels}.
 
+PEFT's format has no place for the names of the classes. They are in `labels.json` and must be passed:
+
 ```python
-from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoConfig, AutoTokenizer
+import json
+from pathlib import Path
+
+from transformers import pipeline
 
 folder = "."  # this folder
-model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels={n})
-tokenizer = AutoTokenizer.from_pretrained(folder)
-label_names = AutoConfig.from_pretrained(folder).id2label
+id2label = dict(enumerate(json.loads(Path(folder, "labels.json").read_text())))
+classify = pipeline(
+    "text-classification", folder, tokenizer=folder, truncation=True, model_kwargs={{"id2label": id2label}}
+)
 ```
+
+The model alone, by transformers:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(folder, id2label=id2label)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+By PEFT, where `num_labels={n}` instead of `id2label` does as well, without names:
+
+```python
+from peft import AutoPeftModelForSequenceClassification
+
+model = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=id2label)
+```
+
+As a whole model, `pipeline("text-classification", "merged")`, which needs no arguments and no PEFT:
+
+```python
+model.merge_and_unload().save_pretrained("merged")
+tokenizer.save_pretrained("merged")
+```
+
+sentence-transformers cannot load this folder, only the whole model: `CrossEncoder` wants a `config.json`, and
+`SentenceTransformer` loads the encoder without a head, in which the adapter finds none of its layers by name.
 """
 
 _MODEL_CARD = """---
@@ -120,12 +169,15 @@ pipeline_tag: text-classification
 `{base}`, its last layers ({method}) and classification head trained by splitrank. Classes: {labels}.
 
 ```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 folder = "."  # this folder
+classify = pipeline("text-classification", folder, truncation=True)
 model = AutoModelForSequenceClassification.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
+
+sentence-transformers loads this folder: `CrossEncoder` with the head, `SentenceTransformer` without it.
 """
 
 
@@ -161,7 +213,7 @@ def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
             raise InputError(f"{run} must have a trained head, got a run whose heads stayed on the clients' machines")
         model_location(config.model.name)  # makes the offline encoder again should it be gone
     try:
-        labels = {int(k): v for k, v in json.loads((folder / "config.json").read_text())["id2label"].items()}
+        labels = _label_names(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         model = _loaded(folder, len(labels))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -194,6 +246,18 @@ def _loaded(folder: Path, num_labels: int) -> Any:
     if lacking := sorted(loading["missing_keys"]):
         raise ValueError(f"no weights for {lacking[0]}")
     return model
+
+
+def _label_names(folder: Path) -> list[str]:
+    """Read the label names of an export, which adapters of splitrank 0.1.0 have in config.json as models do."""
+    if (folder / LABELS).is_file():
+        names = json.loads((folder / LABELS).read_text())
+    else:
+        id2label = json.loads((folder / "config.json").read_text())["id2label"]
+        names = [id2label[str(index)] for index in range(len(id2label))]
+    if not names or not isinstance(names, list):
+        raise ValueError("no label names")
+    return names
 
 
 def _is_peft(folder: Path) -> bool:
