@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import pytest
+import torch
 
 from splitrank.config import config_from, flatten
 from splitrank.deployment.init import init
@@ -14,7 +15,7 @@ from splitrank.errors import InputError
 from splitrank.federation.flower.client_config import read_client_config
 from splitrank.federation.flower.payload import NO_FLOATS
 from splitrank.federation.flower.supervisor import commands
-from splitrank.federation.flower.worker import Worker
+from splitrank.federation.flower.worker import Worker, main
 from splitrank.federation.flower.worker_socket import listening
 from splitrank.federation.model import load_model
 
@@ -141,6 +142,27 @@ def test_texts_stay_unread_for_a_server_with_another_model(file, tiny_settings):
     assert not (file.parent / "train.csv").exists()
     reason = Worker(read_client_config(file)).answer(header, NO_FLOATS)[0]["reason"]
     assert reason.startswith("the frozen weights must be those of the server")
+
+
+def test_each_machine_says_itself_where_it_computes(file, tiny_texts, tiny_settings, monkeypatch, capsys):
+    """A server on a card asks nothing of clients without; a client's own card that is not there ends its worker."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (file.parent / "train.csv").write_text((tiny_texts / "train.csv").read_text())
+    labels = [f"class-{index}" for index in range(4)]
+    settings = flatten(tomllib.loads(tiny_settings)) | {"federation.num_clients": 2}
+    model = load_model(config_from({**settings, "data.path": str(tiny_texts)}), labels)
+    settings["run.device"] = "cuda:1"
+    header = {"labels": labels, "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
+    for own in ("", '[run]\ndevice = "cpu"\n'):
+        file.write_text(file.read_text() + own)
+        worker = Worker(read_client_config(file))
+        assert worker.answer(header, NO_FLOATS)[0]["kind"] == "joined"
+        worker.close()
+    file.write_text(file.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    monkeypatch.setattr(sys, "argv", ["worker", str(file)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert 'run.device must be one that PyTorch finds on this machine, cpu, got "cuda"' in capsys.readouterr().err
 
 
 def test_plaintext_is_asked_for_and_warned_of(file, caplog):

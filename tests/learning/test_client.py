@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from splitrank import streams
@@ -15,6 +16,7 @@ from splitrank.learning.adapters.methods import METHODS
 from splitrank.learning.client import (
     Task,
     TrainingConfig,
+    balanced_class_weights,
     classification_metrics,
     learning_rate_factor,
     predict_logits,
@@ -103,6 +105,43 @@ def test_training_equals_plain_hugging_face_training(name, setting):
         torch.testing.assert_close(tensor, expected.tensors[key], rtol=1e-3, atol=2e-5)
     assert update.train_loss == pytest.approx(np.mean(losses), rel=1e-5)
     assert update.num_samples == 10
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_balanced_training_equals_torchs_weighted_loss(name, setting):
+    """Packed and reference, by hand with scikit-learn's weights of the client's own labels and torch's loss."""
+    rows = np.array([0, 4, 8, 1, 2, 6, 0, 4])  # class 0 five times, 1 once, 2 twice, 3 never
+    update = trained(setting, rows, name=name, learning_rate=1e-3, class_weights="balanced")
+    adapted, texts, start = setting(name)
+    weights = torch.zeros(4)
+    weights[:3] = torch.from_numpy(compute_class_weight("balanced", classes=np.arange(3), y=LABELS[rows]))
+    loss_of, plain_loss_of = torch.nn.CrossEntropyLoss(weight=weights), torch.nn.CrossEntropyLoss()
+    parameters = list(load(adapted, start).values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    ids = random_ids(64, LENGTHS)
+    losses = []
+    for batch in shuffled_batches(texts.lengths[rows], 4, streams.generator(0, "batches", 1, 0)):
+        encoded = adapted.encoder.tokenizer.pad({"input_ids": [ids[row] for row in rows[batch]]}, return_tensors="pt")
+        logits, classes = adapted.peft_model(**encoded).logits, torch.from_numpy(LABELS[rows[batch]])
+        optimizer.zero_grad()
+        loss_of(logits, classes).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses += [plain_loss_of(logits, classes).item()] * len(batch)
+    expected = read(adapted, start)
+    for key, tensor in update.adapter.tensors.items():
+        torch.testing.assert_close(tensor, expected.tensors[key], rtol=1e-3, atol=2e-5)
+    assert update.train_loss == pytest.approx(np.mean(losses), rel=1e-5)  # without weights, as in any record
+    plain = trained(setting, rows, name=name, learning_rate=1e-3)
+    assert not all(torch.allclose(tensor, plain.adapter.tensors[key], rtol=1e-3, atol=2e-5)
+                   for key, tensor in update.adapter.tensors.items())  # fmt: skip
+
+
+def test_balanced_weights_make_classes_count_alike():
+    labels = np.array([0] * 6 + [2] * 3 + [3], dtype=np.int64)
+    weights = balanced_class_weights(labels, 4).numpy()
+    np.testing.assert_allclose(weights, [10 / 24, 0, 10 / 12, 10 / 4])
+    np.testing.assert_allclose(weights * np.bincount(labels, minlength=4), [2.5, 0, 2.5, 2.5])
 
 
 @pytest.mark.parametrize("policy", ["full", "out_proj", "frozen"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 LATER_KEYS = (
     "split",
     *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "clients_per_round", "selection")),
-    *(f"federation.{key}" for key in ("over_selection", "patience", "merged_rank", "partition_parameters")),
+    *(f"federation.{key}" for key in ("over_selection", "merged_rank", "partition_parameters")),
     *(f"planner.{key}" for key in ("bandwidth", "layers", "objective", "participation", "min_rank", "energy_policy")),
     *(f"radio.{key}" for key in ("servers", "antennas", "association", "access", "path_loss", "shadowing_db")),
-    *(f"train.{key}" for key in ("proximal", "class_weights")),
+    "train.proximal",
     *(f"budget.{key}" for key in ("total_energy_j", "memory_bytes")),
     *(f"client.{key}" for key in ("jitter", "availability", "harvest_w", "device", "min_samples")),
-    *("run.jobs", "run.device"),
+    "run.jobs",
 )
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {

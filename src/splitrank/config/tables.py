@@ -23,6 +23,7 @@ from splitrank.config.values import (
     CountOrZero,
     CountPerClient,
     Decibels,
+    Device,
     DistancePerClient,
     Encoding,
     Gains,
@@ -153,6 +154,12 @@ class FederationTable(Table):
         'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank',
     )
     target_accuracy: Accuracy | None = Field(None, description="stops the run when the test accuracy reaches it")
+    patience: Count | None = Field(
+        None,
+        description="stops the run when the test accuracy has not risen above its best for that many rounds, rounds in "
+        "which nobody trained among them; the result is the last round's, not the best one's. The test texts then "
+        "decide when the run ends, so its accuracy is no longer one on texts kept aside. Left out, never",
+    )
     min_clients: Count = Field(
         1,
         description="fewer updates than this leave the model as it is; through Flower a round also waits for so many "
@@ -182,6 +189,12 @@ class TrainTable(Table):
     weight_decay: NotNegative = Field(0.0, description="AdamW's weight decay")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
     dropout: Share = Field(0.0, description="the encoder's own dropout, in the trained layers")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description='`"balanced"`: class c weighs n/(C·n_c) in a client\'s loss, the weighted mean over a batch: n of '
+        "the client's own training texts, n_c of them of class c, C classes. The counts are the client's own because "
+        "the federation's would have to leave the clients. `train_loss` in records stays the mean without weights",
+    )
 
 
 class ClientTable(Table):
@@ -292,6 +305,12 @@ class RunTable(Table):
 
     seed: CountOrZero = Field(0, description="every draw follows from it")
     threads: ThreadCount = Field(0, description="threads of a client's computation; 0 for all cores")
+    device: Device = Field(
+        "auto",
+        description="where the encoder computes: the processor, CUDA's first card or its card N, or Apple's GPU; auto: "
+        "CUDA's first card where there is one, else the processor. A resumed run may compute elsewhere, to other bits; "
+        "in a deployment each machine's own file says where it computes",
+    )
     cache_limit_gb: Positive = Field(20.0, description="all cached trunk outputs together")
     tracking: Literal["none", "tensorboard", "mlflow"] = Field(
         "none",

@@ -123,6 +123,9 @@ CountOrZero = Annotated[int, Field(ge=0), Rule("a whole number, 0 or greater")]
 ClassCount = Annotated[int, Field(ge=2), Rule("a whole number, 2 or greater")]
 ClientCount = Annotated[int, Field(ge=1, le=10_000_000), Rule("a whole number from 1 to 10,000,000")]
 TokenCount = Annotated[int, Field(ge=8), Rule("a whole number of tokens, 8 or greater")]
+Device = Annotated[
+    str, Field(pattern="^(auto|cpu|cuda(:[0-9]+)?|mps)$"), Rule("'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'")
+]
 ThreadCount = Annotated[int, Field(ge=0, le=1024), Rule("a whole number from 0 to 1024")]
 CountPerClient = Annotated[
     Count | tuple[Count, ...],

@@ -31,8 +31,8 @@ _LOG = logging.getLogger("splitrank")
 FORMAT = 2
 """Of checkpoints: raised when what they hold, or what it means, changes."""
 
-RAISABLE = ("rounds", "target_accuracy")
-"""What a resumed run may change: to go on for longer."""
+RAISABLE = ("rounds", "target_accuracy", "patience")
+"""Keys of the table ``[federation]`` that a resumed run may change: to go on for longer."""
 
 _KEPT = 2
 
@@ -217,4 +217,6 @@ def _settings_digest(config: Config) -> str:
     settings = config.model_dump(mode="json", exclude_defaults=True)
     for key in RAISABLE:
         settings.get("federation", {}).pop(key, None)
+    settings.get("run", {}).pop("device", None)
+    settings = {table: content for table, content in settings.items() if content}
     return _sha256(json.dumps(settings, sort_keys=True).encode())

@@ -25,6 +25,7 @@ from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.merged import as_one_adapter
 from splitrank.learning.adapters.method import load
+from splitrank.learning.device import available_devices, resolve_device
 from splitrank.learning.encoder import load_encoder, model_location, quiet_transformers
 from splitrank.learning.table import TableFormat
 from splitrank.learning.table_files import read_table
@@ -192,6 +193,8 @@ class Prediction:
 def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
     """Classify texts with a finished run's adapter.
 
+    Computes on the run's ``run.device``; where this machine has none such, as with ``"auto"``.
+
     Args:
         run: a run folder, or one of the adapter folders in it.
         texts: at least one.
@@ -207,8 +210,10 @@ def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
     run = Path(run)
 
     folder, config_path = _export_of(run)
+    wanted = "auto"
     if config_path is not None:
         config = load_config(str(config_path))
+        wanted = config.run.device
         if config.model.head == "local" and not folder.name.startswith("client-"):
             raise InputError(f"{run} must have a trained head, got a run whose heads stayed on the clients' machines")
         model_location(config.model.name)  # makes the offline encoder again should it be gone
@@ -223,25 +228,28 @@ def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     probabilities = np.zeros((len(ids), len(labels)), dtype=np.float64)
     batches = list(length_batches(lengths, BATCH_TOKENS))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(wanted if wanted in available_devices() else "auto")
     model.eval().to(device)
     with torch.inference_mode():
         for batch in track(batches, "predicting", total=len(batches)):
             encoded = tokenizer.pad({"input_ids": [ids[row] for row in batch]}, return_tensors="pt").to(device)
-            probabilities[batch] = torch.softmax(model(**encoded).logits.double(), dim=-1).cpu().numpy()
+            probabilities[batch] = torch.softmax(model(**encoded).logits.cpu().double(), dim=-1).numpy()
     for row in probabilities:
         yield Prediction(labels[int(row.argmax())], float(row.max()))
 
 
 def _loaded(folder: Path, num_labels: int) -> Any:
     """Load an export by plain PEFT or transformers."""
-    from peft import AutoPeftModelForSequenceClassification
+    from peft import PeftConfig, PeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification
 
     # PEFT uses an old name in Transformers.
     with quiet_transformers(), warnings.catch_warnings(action="ignore", category=FutureWarning):
         if _is_peft(folder):
-            return AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=num_labels)
+            base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+            model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=num_labels)
+            # PEFT's Auto class does the same, but puts the adapter on a card first, whatever run.device says.
+            return PeftModelForSequenceClassification.from_pretrained(model, str(folder), torch_device="cpu")
         model, loading = AutoModelForSequenceClassification.from_pretrained(str(folder), output_loading_info=True)
     if lacking := sorted(loading["missing_keys"]):
         raise ValueError(f"no weights for {lacking[0]}")

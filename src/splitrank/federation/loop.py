@@ -1,4 +1,4 @@
-"""A whole run: prepare, then round after round until the last or the target, leaving a run folder."""
+"""A whole run: prepare, then round after round until the last or a reason to stop, leaving a run folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from splitrank.federation.model import method_of
 from splitrank.federation.rounds import run_round
 from splitrank.federation.run_folder import Manifest, RunFolder
 from splitrank.federation.state import State
+from splitrank.federation.stopping import stop_reason
 from splitrank.learning.aggregation.rules import RULES
+from splitrank.learning.device import resolve_device
 from splitrank.learning.summary import summarise
 from splitrank.records import RoundRecord
 
@@ -78,6 +80,7 @@ def run(
         config=(config, Config, 'load_config("offline") returns one'), out=(out, Path | str, "name the run's folder")
     )
     out = Path(out)
+    resolve_device(config.run.device)  # refuses one that is not there before any text is read
     with ExitStack() as held:
         if resume:
             folder = run_folder.open_to_resume(out)
@@ -104,13 +107,14 @@ def run(
             state, record = _round_zero(clients)
             _keep(folder, state, record, config)
             yield record
-        else:
-            record = folder.last_record()
-        target = config.federation.target_accuracy
-        while state.round < config.federation.rounds and not (target is not None and record.accuracy >= target):
+        accuracies = [one.accuracy for one in run_folder.read_records(out)]
+        while (reason := stop_reason(config, accuracies)) is None and state.round < config.federation.rounds:
             state, record = run_round(state, clients)
             _keep(folder, state, record, config)
+            accuracies.append(record.accuracy)
             yield record
+        if reason is not None:
+            _LOG.info(reason)
         if state.turn == 0:
             _LOG.warning("no client could take part in any round, so the adapter is untrained; loosen the budgets.")
         if clients.run_id is not None:  # what is personal stays on the clients, of which the state has digests only

@@ -31,6 +31,7 @@ from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import FULL_SPEED, Evaluation, Task, Throttle, TrainingConfig, Update
 from splitrank.learning.data import TextData
+from splitrank.learning.device import resolve_device
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
 from splitrank.learning.lengths import TokenIds, with_lengths
 from splitrank.learning.memory import keep_freed_memory
@@ -121,6 +122,7 @@ class Model:
             max_grad_norm=train.max_grad_norm,
             local_epochs=federation.local_epochs,
             num_rounds=federation.rounds,
+            class_weights=train.class_weights,
         )
 
     def task(self, start: Adapter, state: State, rule: Rule, client: int) -> Task:
@@ -206,7 +208,7 @@ def load_model(config: Config, label_names: Sequence[str], method: Method | None
             [f"model.num_labels must be {len(label_names)}, the classes of the data, got {config.model.num_labels}"]
         )
     _LOG.info(f"Loading {config.model.name}.")
-    device = _device()
+    device = resolve_device(config.run.device)
     encoder = load_encoder(
         config.model.name,
         config.model.trained_layers,
@@ -233,13 +235,9 @@ def method_of(config: Config) -> Method:
     return make_method(adapter.method, {"linears": linears, "scaling": adapter.scaling, "dropout": adapter.dropout})
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _resolved(config: Config, num_labels: int) -> Config:
     """Settings with nothing left to the machine or the data: threads, precision, classes, absolute paths."""
-    precision = resolve_precision(config.model.precision, _device())
+    precision = resolve_precision(config.model.precision, resolve_device(config.run.device))
     values: dict[str, Any] = {
         "run.threads": config.run.threads or _num_cores(),
         "model.precision": "bf16" if precision == torch.bfloat16 else "fp32",

@@ -52,10 +52,6 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def last_record(self) -> RoundRecord:
-        """Return the newest record; its accuracy is not a number where nobody could tell it."""
-        return read_records(self.path)[-1]
-
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
@@ -172,7 +168,9 @@ def _check_is_run(path: Path) -> None:
 
 
 def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Config:
-    """Settings of a resumed run: the folder's own, with more rounds or a higher target where asked for.
+    """Settings of a resumed run: the folder's own, with more rounds, a higher target or more patience where asked for.
+
+    It may also compute on another device, as a run with ``run.device = "auto"`` does on another machine.
 
     Args:
         path: the run folder.
@@ -180,7 +178,7 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
         overrides: ``--set`` arguments that apply to the folder's settings where ``asked`` is None.
 
     Raises:
-        ConfigError: a setting other than those two differs, or one of them is lowered.
+        ConfigError: a setting other than those differs, or one of the first three is lowered.
     """
     _check_is_run(path)
     saved = load_config(str(path / "config.toml"))
@@ -204,9 +202,9 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
             wanted = after[table][key]
             if wanted == value:
                 continue
-            if (table, key) == ("federation", "rounds") and wanted > value and saved.train.schedule == "constant":
+            if (table, key) == ("run", "device"):
                 continue
-            if (table, key) == ("federation", "target_accuracy") and value and (wanted is None or value < wanted):
+            if table == "federation" and key in RAISABLE and _goes_on(saved, key, wanted):
                 continue
             rule = "the same or more" if key in RAISABLE else "the same"
             if key == "rounds" and saved.train.schedule == "linear":
@@ -215,6 +213,14 @@ def resumed_config(path: Path, asked: Config | None, overrides: list[str]) -> Co
     if problems:
         raise ConfigError(problems)
     return asked
+
+
+def _goes_on(saved: Config, key: str, wanted: Any) -> bool:
+    """Return whether a run would go on for longer with another value of a raisable key, and may."""
+    value = getattr(saved.federation, key)
+    if key == "rounds":
+        return bool(wanted > value) and saved.train.schedule == "constant"
+    return value is not None and (wanted is None or bool(wanted > value))
 
 
 def absolute_paths(config: Config) -> dict[str, str]:

@@ -46,6 +46,7 @@ class TrainingConfig:
         max_grad_norm: gradients are scaled down to this L2 norm, greater than 0.
         local_epochs: passes over the client's texts in a round.
         num_rounds: rounds of the whole run, which the schedule spans.
+        class_weights: ``"none"``, or ``"balanced"`` by :func:`balanced_class_weights` of the client's own labels.
     """
 
     learning_rate: float
@@ -55,11 +56,14 @@ class TrainingConfig:
     max_grad_norm: float
     local_epochs: int
     num_rounds: int
+    class_weights: Literal["none", "balanced"] = "none"
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
     """What a client returns: its adapter, the mean loss over the texts it trained on, and how many it has.
+
+    The loss is the plain cross-entropy, without class weights or penalties, so it compares with other settings.
 
     ``personal`` stays on the client: tensors that are trained and not sent. ``wall`` is what the round really took on a
     real machine, under names that contain ``wall``; ``notes`` is what else the record is to say of the client.
@@ -146,6 +150,28 @@ class Evaluation:
 def learning_rate_factor(schedule: str, step: int, num_steps: int) -> float:
     """Share of the peak learning rate at a step of the run, counted from 0."""
     return 1.0 if schedule == "constant" else 1.0 - step / num_steps
+
+
+def balanced_class_weights(labels: NDArray[np.int64], num_labels: int) -> Tensor:
+    """Return the weight of each class in a client's cross-entropy, rare classes counting as much as common ones.
+
+        w_c = n / (C·n_c),  and 0 where n_c = 0
+
+    King and Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001, and scikit-learn's "balanced".
+    The counts are the client's own: those of the federation would have to be gathered from the clients, and how many
+    texts of a class somebody has is as private as the texts. So a client whose classes are skewed balances those that
+    it has, which is another loss than the federation's balanced one unless all have the same class shares.
+
+    Args:
+        labels: the client's class indices, int64, shape (n,), n at least 1.
+        num_labels: C, classes of the run; as a factor of all weights it cancels in the weighted mean.
+
+    Returns:
+        float32, shape (num_labels,).
+    """
+    counts = np.bincount(labels, minlength=num_labels)
+    weights = np.divide(len(labels), num_labels * counts, out=np.zeros(num_labels), where=counts > 0)
+    return torch.from_numpy(weights).float()
 
 
 def shuffled_batches(
@@ -235,7 +261,8 @@ def train_epochs(
 ) -> float:
     """Run the steps of one client's round, on the parameters as they stand in the model.
 
-    A step: backward, the terms' ``after_backward``, clip, step.
+    A step: backward, the terms' ``after_backward``, clip, step. With class weights w a batch's loss is the weighted
+    mean Σ w(y_i)·l_i / Σ w(y_i) of its cross-entropies l_i, as ``torch.nn.CrossEntropyLoss(weight=w)`` defines it.
 
     Args:
         parameters: what is trained, by name.
@@ -243,7 +270,7 @@ def train_epochs(
         adapted, task, texts, rows, labels, training, throttle: as in :func:`train`.
 
     Returns:
-        the mean loss over the texts trained on [nats], without the penalty.
+        the mean cross-entropy over the texts trained on [nats], without class weights and penalty.
 
     Raises:
         RunError: the loss or a weight is no longer finite, or time ran out.
@@ -255,7 +282,11 @@ def train_epochs(
     batches = [rows[batch] for epoch in epochs for batch in epoch]
     num_steps = training.num_rounds * len(batches)
     device = encoder.model.device
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    sums_on = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
+    loss_sum = torch.zeros((), dtype=torch.float64, device=sums_on)
+    class_weights = None
+    if training.class_weights == "balanced":
+        class_weights = balanced_class_weights(labels[rows], encoder.model.config.num_labels).to(device)
     if not encoder.model.training:  # switching visits every module
         encoder.model.train()
     cuda = [device] if device.type == "cuda" else []
@@ -267,10 +298,12 @@ def train_epochs(
         for step, batch in enumerate(track(batches, description, total=len(batches)), first_step):
             hidden, lengths = texts.read(batch)
             logits = adapted.logits(hidden.to(device), lengths)
-            loss = functional.cross_entropy(logits, torch.from_numpy(labels[batch]).to(device))
+            classes = torch.from_numpy(labels[batch]).to(device)
+            loss = functional.cross_entropy(logits, classes)
+            weighted = loss if class_weights is None else functional.cross_entropy(logits, classes, class_weights)
             optimizer.zero_grad(set_to_none=True)
             penalties = [term.penalty(parameters, task.start) for term in task.terms if term.penalty]
-            sum(penalties, loss).backward()  # type: ignore[no-untyped-call]
+            sum(penalties, weighted).backward()  # type: ignore[no-untyped-call]
             for part in partly:
                 part.after_backward()
             for term in task.terms:
@@ -282,7 +315,7 @@ def train_epochs(
             optimizer.step()
             for part in partly:
                 part.after_step()
-            loss_sum += loss.detach().double() * len(batch)
+            loss_sum += loss.detach().to(sums_on).double() * len(batch)
             num_done += 1
             throttle.wait(started_s, num_done / len(batches))
     train_loss = float(loss_sum) / sum(len(batch) for batch in batches)

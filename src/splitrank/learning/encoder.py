@@ -209,8 +209,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         if device.type == "cpu":
             has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        elif device.type == "cuda":
+            with torch.cuda.device(device):
+                has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            has_bf16 = False  # Apple's first GPUs emulate it
         precision = "bf16" if has_bf16 else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 

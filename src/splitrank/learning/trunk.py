@@ -31,6 +31,7 @@ from torch import Tensor
 
 from splitrank.errors import InputError
 from splitrank.files import folder_built_atomically, try_lock, wait_for_lock
+from splitrank.learning.device import device_name
 from splitrank.learning.encoder import Encoder
 from splitrank.learning.layer import num_rows
 from splitrank.progress import track
@@ -151,13 +152,11 @@ def trunk_outputs(
 
 
 def _key(encoder: Encoder, texts: dict[bytes, int]) -> str:
-    device = encoder.model.device
-    processor = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
     computed_by = (
         _FORMAT,
         torch.__version__,
         transformers.__version__,
-        processor,
+        device_name(encoder.model.device),
         torch.get_num_threads(),
         BATCH_TOKENS,
     )

@@ -24,6 +24,7 @@ from splitrank.config import to_toml
 from splitrank.errors import ConfigError, InputError
 from splitrank.federation.export_forms import export_folder
 from splitrank.federation.run_folder import resumed_config
+from splitrank.federation.stopping import stop_reason
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.studies.run_reader import read_run
 from splitrank.studies.sweep import Trial
@@ -56,10 +57,9 @@ def is_finished(trial: Trial, folder: Path) -> bool:
         rounds = read_run(folder).rounds
     except InputError:  # damaged: the run itself says how
         return False
-    federation = trial.config.federation
-    reached = federation.target_accuracy is not None and rounds["accuracy"].iloc[-1] >= federation.target_accuracy
+    stopped = stop_reason(trial.config, list(rounds["accuracy"])) is not None
     is_exported = (folder / export_folder(trial.config)).is_dir()
-    return bool(is_exported and (reached or rounds.index[-1] >= federation.rounds))
+    return bool(is_exported and (stopped or rounds.index[-1] >= trial.config.federation.rounds))
 
 
 def pending_trials(trials: Sequence[Trial], folder: Path) -> list[Trial]:

@@ -23,7 +23,7 @@ _NODE = {"client", "socket", "server", "plaintext", *_PORTS, *SECRETS}
 _ADDRESS = re.compile(r"[A-Za-z0-9.-]+:[1-9][0-9]{0,4}")
 _OWN = {
     *("data.path", "data.text", "data.label", "data.encoding", "data.separator", "data.columns"),
-    *("model.name", "run.threads", "run.cache_limit_gb"),
+    *("model.name", "run.threads", "run.cache_limit_gb", "run.device"),
     *("client.capacitance", "client.max_frequency_hz", "client.circuit_energy_j", "client.test_share"),
     "budget.energy_j",
 }

@@ -109,7 +109,9 @@ def prepare(
         training, test = _shards(config, model, labels)
     else:
         # Which file and which columns is the client's to say alone: a server that could name them could read them.
-        asked = {key: value for key, value in flatten(settings).items() if not key.startswith("data.")}
+        # The server's device is of its own machine.
+        flat = flatten(settings)
+        asked = {key: flat[key] for key in flat if not key.startswith("data.") and key != "run.device"}
         config = config_from(asked, own.layer)
         if own.client >= config.federation.num_clients:
             raise InputError(

@@ -44,6 +44,7 @@ from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import Throttle
+from splitrank.learning.device import resolve_device
 from splitrank.logs import show_log
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, subproblem
@@ -287,6 +288,7 @@ def main() -> None:
     try:
         own = read_client_config(Path(sys.argv[1]))
         show_log(client=own.client, with_time=True)
+        resolve_device(own.layer.get("run.device", "auto"))
         worker = Worker(own)
         with worker_socket.listening(own.socket) as listener:
             _LOG.info(f"Client {own.client} is ready; its worker listens on {own.socket}.")
