@@ -19,7 +19,7 @@ from splitrank.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "docs" / "paper.md"
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("deploy", "paper", "performance", "settings", "studies")))
+DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]\n]+)\]\(([^)\s]+)\)")

@@ -14,7 +14,7 @@ SLOW_ROUND = 2
 class TenTimesAsLong(Throttle):
     def wait(self, started_s: float, share_done: float) -> None:
         slow = Throttle(10 * self.slowdown, 10 * self.planned_s, self.stop_at_s, self.rested_s)
-        slow.keep(started_s, share_done)
+        slow.wait(started_s, share_done)
         self.rested_s = slow.rested_s
 
 

@@ -102,6 +102,7 @@ def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settin
     header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
     # With the real classes the client reads its own columns, whatever the server says they are.
     classes = sorted({row["label"] for row in csv.DictReader(texts.splitlines())})
+    caplog.set_level("INFO", "splitrank")
     worker = Worker(read_client_config(file))
     told = worker.answer({**header, "labels": classes}, NO_FLOATS)[0]
     worker.close()
@@ -114,7 +115,7 @@ def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settin
         assert answer == {"kind": "failure", "reason": "its texts cannot be used; the client's own log tells why"}
 
 
-def test_a_clients_files_are_read_as_those_of_any_run(file, tiny_texts, tiny_settings, capsys):
+def test_a_clients_files_are_read_as_those_of_any_run(file, tiny_texts, tiny_settings, caplog):
     """Encoding and separator are its own to say, dev.* serves where test.* has no labels, 1 is the server's 1.0."""
     folder = file.parent / "mine"
     folder.mkdir()
@@ -128,12 +129,14 @@ def test_a_clients_files_are_read_as_those_of_any_run(file, tiny_texts, tiny_set
     labels = ["1.0", "2.0", "unknown"]
     model = load_model(config_from({**settings, "data.path": str(tiny_texts)}), labels)
     header = {"labels": labels, "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
+    caplog.set_level("INFO", "splitrank")
     worker = Worker(read_client_config(file))
     told = worker.answer(header, NO_FLOATS)[0]
     worker.close()
     assert (told["kind"], told["samples"], told["test_samples"]) == ("joined", 6, 4)
-    said = capsys.readouterr().err
-    assert "Texts: 6 training rows (train.csv), 4 test rows (dev.csv); 3 classes: 1.0 3, 2.0 3, unknown 0." in said
+    assert (
+        "Texts: 6 training rows (train.csv), 4 test rows (dev.csv); 3 classes: 1.0 3, 2.0 3, unknown 0." in caplog.text
+    )
 
 
 def test_texts_stay_unread_for_a_server_with_another_model(file, tiny_settings):

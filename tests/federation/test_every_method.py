@@ -217,7 +217,8 @@ def test_a_run_goes_on_where_nobody_can_tell_how_well_it_does(config_of, tmp_pat
 
 
 @pytest.mark.extras
-def test_a_client_that_lost_its_part_starts_it_afresh_and_the_record_says_so(config_of, tmp_path):
+def test_a_client_that_lost_its_part_starts_it_afresh_and_the_record_says_so(config_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     from splitrank.federation.flower.personal import PersonalStore
     from tests.flower_in_process import flower
 

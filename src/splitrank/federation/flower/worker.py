@@ -94,7 +94,7 @@ class Worker:
             traceback.print_exc()
             reason, is_lost = f"unexpected {type(error).__name__}; the worker's log tells more", False
         _LOG.warning(f"Failed: {reason}")
-        return {"kind": "failure", "reason": reason[:1000], "merged_lost": is_lost}, NO_FLOATS
+        return {"kind": "failure", "reason": reason[:1000], **({"merged_lost": True} if is_lost else {})}, NO_FLOATS
 
     def _echo(self, header: Header) -> tuple[Header, Floats]:
         length = header.get("length")
