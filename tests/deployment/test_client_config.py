@@ -102,7 +102,6 @@ def test_a_server_that_names_columns_reads_no_text(file, tiny_texts, tiny_settin
     header = {"labels": ["a", "b"], "settings": settings, "trunk_sha256": model.encoder.trunk_digest, "kind": "join"}
     # With the real classes the client reads its own columns, whatever the server says they are.
     classes = sorted({row["label"] for row in csv.DictReader(texts.splitlines())})
-    caplog.set_level("INFO", "splitrank")
     worker = Worker(read_client_config(file))
     told = worker.answer({**header, "labels": classes}, NO_FLOATS)[0]
     worker.close()
