@@ -13,7 +13,7 @@ demo: .venv/ready
 
 # One process a core: the default tests mostly start programs and wait.
 test: .venv/ready
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 # Real weights, AG News, a browser, Ray and trackers too; SPLITRANK_SHARED names the folder that holds data/agnews.
 test-all: .venv/all
