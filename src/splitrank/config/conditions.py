@@ -7,130 +7,79 @@ written, and the documentation says when each is read; all three from the same c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 Settings = Mapping[str, Any]
 """Values by dotted key, None for what is left out."""
 
 
-class Condition(Protocol):
-    """What must hold of other settings for a setting to be read."""
+@dataclass(frozen=True)
+class Condition:
+    """What must hold of other settings for a setting to be read.
 
-    @property
-    def words(self) -> str:
-        """The condition in words, as they follow "read where"."""
+    Attributes:
+        keys: the other settings, dotted.
+        words: the condition, as it follows "read where".
+        test: tells from their values, in the order of ``keys``, whether it holds.
+    """
+
+    keys: tuple[str, ...]
+    words: str
+    test: Callable[..., bool]
 
     def holds(self, settings: Settings) -> bool:
         """Return whether the condition holds."""
+        return self.test(*self._values(settings))
 
     def found(self, settings: Settings) -> str:
-        """Return, in words, what stands against it."""
+        """Return, in words, what the other settings are."""
+        return " and ".join(
+            f"{key} is {_shown(value)}" for key, value in zip(self.keys, self._values(settings), strict=True)
+        )
+
+    def _values(self, settings: Settings) -> list[Any]:
+        return [settings[key] for key in self.keys]
 
 
-@dataclass(frozen=True)
-class Is:
-    """A setting has one of some values."""
-
-    key: str
-    values: tuple[str, ...]
-
-    @property
-    def words(self) -> str:
-        """The condition in words."""
-        return f"{self.key} = {quoted(self.values)}"
-
-    def holds(self, settings: Settings) -> bool:
-        """Return whether the setting has one of the values."""
-        return settings[self.key] in self.values
-
-    def found(self, settings: Settings) -> str:
-        """Return the value that it has."""
-        return f'{self.key} is "{settings[self.key]}"'
+def one_of(key: str, values: Sequence[str]) -> Condition:
+    """Return the condition that a setting has one of some values."""
+    return Condition((key,), f"{key} = {quoted(values)}", lambda value: value in values)
 
 
-@dataclass(frozen=True)
-class IsNot:
-    """A setting has another value than one."""
-
-    key: str
-    value: str
-
-    @property
-    def words(self) -> str:
-        """The condition in words."""
-        return f'{self.key} is not "{self.value}"'
-
-    def holds(self, settings: Settings) -> bool:
-        """Return whether the setting has another value."""
-        return bool(settings[self.key] != self.value)
-
-    def found(self, settings: Settings) -> str:
-        """Return the value that it has."""
-        return f'{self.key} is "{self.value}"'
+def other_than(key: str, value: str) -> Condition:
+    """Return the condition that a setting has another value, or none."""
+    return Condition((key,), f'{key} is not "{value}"', lambda found: found != value)
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """At least one of some settings is left out."""
-
-    keys: tuple[str, ...]
-
-    @property
-    def words(self) -> str:
-        """The condition in words."""
-        return f"{' or '.join(self.keys)} is left out"
-
-    def holds(self, settings: Settings) -> bool:
-        """Return whether one is left out."""
-        return any(settings[key] is None for key in self.keys)
-
-    def found(self, settings: Settings) -> str:
-        """Return that it is given."""
-        return f"{' and '.join(self.keys)} {'is' if len(self.keys) == 1 else 'are'} given"
+def given(key: str) -> Condition:
+    """Return the condition that a setting is given."""
+    return Condition((key,), f"{key} is given", lambda value: value is not None)
 
 
-@dataclass(frozen=True)
-class Given:
-    """A setting is given."""
-
-    key: str
-
-    @property
-    def words(self) -> str:
-        """The condition in words."""
-        return f"{self.key} is given"
-
-    def holds(self, settings: Settings) -> bool:
-        """Return whether it is given."""
-        return settings[self.key] is not None
-
-    def found(self, settings: Settings) -> str:
-        """Return that it is left out."""
-        return f"{self.key} is left out"
+def left_out(*keys: str) -> Condition:
+    """Return the condition that at least one of some settings is left out."""
+    return Condition(keys, f"{' or '.join(keys)} is left out", lambda *values: None in values)
 
 
-@dataclass(frozen=True)
-class Limited:
-    """A budget is not inf."""
-
-    key: str
-
-    @property
-    def words(self) -> str:
-        """The condition in words."""
-        return f"{self.key} is a limit"
-
-    def holds(self, settings: Settings) -> bool:
-        """Return whether there is a limit."""
-        return not math.isinf(settings[self.key])
-
-    def found(self, settings: Settings) -> str:
-        """Return that there is none."""
-        return f"{self.key} is inf, no limit"
+def limited(key: str) -> Condition:
+    """Return the condition that a budget is not inf."""
+    return Condition((key,), f"{key} is a limit", lambda value: not math.isinf(value))
 
 
 def quoted(names: Sequence[str]) -> str:
     """Return names for a sentence: ``"a" or "b"``."""
     return " or ".join(f'"{name}"' for name in names)
+
+
+def _shown(value: Any) -> str:
+    return (
+        "left out"
+        if value is None
+        else f'"{value}"'
+        if isinstance(value, str)
+        else "given"
+        if isinstance(value, tuple)
+        else str(value)
+    )

@@ -51,7 +51,7 @@ def _walk(table: type[Table], prefix: str, above: tuple[Condition, ...]) -> Iter
     for name, field in table.model_fields.items():
         key = prefix + name
         metadata = list(_metadata(field))
-        conditions = (*above, *(one for one in field.metadata if hasattr(one, "holds")))
+        conditions = (*above, *(one for one in field.metadata if isinstance(one, Condition)))
         inner = table_of(field)
         if inner is not None:
             yield from _walk(inner, f"{key}.", conditions)

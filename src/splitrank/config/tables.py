@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from splitrank.config.conditions import Given, Is, IsNot, LeftOut, Limited
+from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than
 from splitrank.config.values import (
     Accuracy,
     Budget,
@@ -44,17 +44,17 @@ from splitrank.config.values import (
 from splitrank.traits import METHOD_TRAITS
 
 
-def _methods(setting: str) -> Is:
+def _methods(setting: str) -> Condition:
     """Return the condition that the adapter method reads a key of the table ``[adapter]``."""
-    return Is("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
+    return one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
 
 
-_PAPER, _FLOPS, _MEASURED = (Is("workload.model", (model,)) for model in ("paper", "flops", "measured"))
-_HAS_RANK = Is("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
-_PLANS_RANK = LeftOut(("adapter.rank",))
-_DRAWS_GAINS = LeftOut(("radio.uplink_gain", "radio.downlink_gain"))
-_OWN_FILES = Given("data.path")
-_OWN_COLUMNS = IsNot("data.name", "docstrings")
+_PAPER, _FLOPS, _MEASURED = (one_of("workload.model", (model,)) for model in ("paper", "flops", "measured"))
+_HAS_RANK = one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
+_PLANS_RANK = left_out("adapter.rank")
+_DRAWS_GAINS = left_out("radio.uplink_gain", "radio.downlink_gain")
+_OWN_FILES = given("data.path")
+_OWN_COLUMNS = other_than("data.name", "docstrings")
 
 
 class Table(BaseModel):
@@ -136,7 +136,7 @@ class DataTable(Table):
         description='names of the columns of CSV and TSV files without a header, such as `["label", "title", '
         '"description"]`, AG News\'s',
     )
-    config: Annotated[str | None, Given("data.name"), _OWN_COLUMNS] = Field(
+    config: Annotated[str | None, given("data.name"), _OWN_COLUMNS] = Field(
         None, description='which configuration of a hub data set that has several, such as `"sst2"` of `nyu-mll/glue`'
     )
 
@@ -218,7 +218,7 @@ class ClientTable(Table):
     seconds_per_sample_per_rank: Annotated[NotNegativePerClient | None, _MEASURED] = Field(
         None, description="b of a + b·r"
     )
-    test_share: Annotated[OpenShare, Is("model.head", ("local",))] = Field(
+    test_share: Annotated[OpenShare, one_of("model.head", ("local",))] = Field(
         0.2, description="through Flower: what a client without a `test.*` of its own holds out for testing"
     )
 
@@ -265,7 +265,7 @@ class WorkloadTable(Table):
         "seconds per text, given in the table client or, through Flower, measured",
     )
     bits_per_parameter: Annotated[Positive, _PAPER] = Field(256.0, description="Q, bits of a parameter on the air")
-    count_head: Annotated[bool, _PAPER, Is("model.head", ("full", "out_proj"))] = Field(
+    count_head: Annotated[bool, _PAPER, one_of("model.head", ("full", "out_proj"))] = Field(
         False, description="whether the head's bits are counted, too"
     )
     trunk: Annotated[Literal["prepared", "every-round"], _FLOPS] = Field(
@@ -285,14 +285,14 @@ class PlannerTable(Table):
         "common", description='one rank for all, that of the weakest; `"per-client"`: each client\'s own largest'
     )
     frequency_policy: Annotated[
-        Literal["least-energy", "least-latency"], IsNot("planner.method", "random-frequency")
+        Literal["least-energy", "least-latency"], other_than("planner.method", "random-frequency")
     ] = Field(
         "least-energy",
         description="of the frequencies with which a client meets its budgets, the lowest or the highest; without "
         "a time limit always the highest",
     )
-    latency_margin: Annotated[Share, Limited("budget.latency_s")] = Field(0.0, description="share of T0 kept free")
-    random_range: Annotated[Literal["feasible", "full"], Is("planner.method", ("random-frequency",))] = Field(
+    latency_margin: Annotated[Share, limited("budget.latency_s")] = Field(0.0, description="share of T0 kept free")
+    random_range: Annotated[Literal["feasible", "full"], one_of("planner.method", ("random-frequency",))] = Field(
         "feasible", description="where frequencies are drawn: as rank 1 allows, or from 0 to the highest"
     )
     where: Literal["server", "client"] = Field(
