@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from splitrank.config import Config, load_config
-    from splitrank.errors import ConfigError, InputError, RunError
+    from splitrank.errors import ConfigError, InfeasibleError, InputError, RunError
     from splitrank.federation.data import load_data
     from splitrank.federation.export import predict
     from splitrank.federation.in_process import make_clients
@@ -28,6 +28,7 @@ _HOME = {
     "Affine": "planning.workload",
     "Config": "config",
     "ConfigError": "errors",
+    "InfeasibleError": "errors",
     "InputError": "errors",
     "Plan": "planning.plan",
     "Problem": "planning.problem",
@@ -49,6 +50,7 @@ __all__ = [
     "Affine",
     "Config",
     "ConfigError",
+    "InfeasibleError",
     "InputError",
     "Plan",
     "Problem",

@@ -67,14 +67,10 @@ class ClientPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values by name; what is None by default is left out where it is None."""
-        plain = {name: value for name, value in vars(self).items() if value is not None or name not in self._optional()}
+        plain = {name: value for name, value in vars(self).items() if value is not None or name not in _LEFT_OUT}
         if self.shortfall is not None:
             plain["shortfall"] = asdict(self.shortfall)
         return plain
-
-    @classmethod
-    def _optional(cls) -> frozenset[str]:
-        return frozenset(one.name for one in fields(cls) if one.default is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +99,10 @@ class ClientRecord(ClientPlan):
     wall_compute_s: float | None = None
     wall_energy_j: float | None = None
     personal_lost: bool | None = None
+
+
+_LEFT_OUT = frozenset(one.name for one in fields(ClientRecord) if one.default is None)
+"""Fields of clients, planned or recorded, that are not written where they are None."""
 
 
 @dataclass(frozen=True)

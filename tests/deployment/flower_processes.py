@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from benchmarks.loopback import BIN, SWITCHES, free_ports, listens
+from tests.records import records_of
 
 IS_UP = "The server is up"
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
@@ -145,19 +146,6 @@ def server_settings(tiny: str, **federation: object) -> str:
     return text.replace("rounds = 4", keys).replace("max_length = 32", 'max_length = 32\nprecision = "fp32"')
 
 
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-
-
-def without_wall(value):
-    """Records without what differs between equal runs."""
-    if isinstance(value, dict):
-        return {key: without_wall(item) for key, item in value.items() if "wall" not in key}
-    if isinstance(value, list):
-        return [without_wall(item) for item in value]
-    return value
-
-
 def simulated(root: Path, config: Path, num_clients: int, seconds: float = 180) -> list[dict]:
     """The rounds of a run in Flower's simulation, left in ``root/simulated``."""
     with processes(root / "flower") as running:
@@ -172,7 +160,7 @@ def simulated(root: Path, config: Path, num_clients: int, seconds: float = 180) 
         wait_for(lambda: run_status(running, "here", run_id).startswith("finished"), seconds, "the run ends", 2.0)
         log = running.run(BIN / "flwr", "log", run_id, "here", "--show").stdout
         assert run_status(running, "here", run_id) == "finished:completed", log
-    return records(root / "simulated")
+    return records_of(root / "simulated")
 
 
 def shards(texts: Path, num_clients: int, seed: int, folder: Path) -> list[Path]:

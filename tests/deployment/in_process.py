@@ -12,7 +12,7 @@ import numpy as np
 
 from splitrank import load_config, load_data, make_clients, run
 from splitrank.federation.clients import NoUpdate
-from tests.deployment.flower_processes import records, without_wall
+from tests.records import records_of, without_wall
 
 
 class Disturbed:
@@ -43,4 +43,4 @@ def in_process(settings: str, texts: Path, folder: Path, lines: Sequence[dict] =
     config.write_text(settings + f'\n[data]\npath = "{texts}"\n')
     connect = {"connect": partial(Disturbed, lines)} if lines else {}
     list(islice(run(load_config(str(config)), folder / "run", **connect), len(lines) or None))
-    return without_wall(records(folder / "run"))
+    return without_wall(records_of(folder / "run"))

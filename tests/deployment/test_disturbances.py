@@ -14,14 +14,13 @@ from tests.deployment import hostile_worker, slow_worker
 from tests.deployment.flower_processes import (
     Deployment,
     deployment,
-    records,
     server_settings,
     wait_for,
-    without_wall,
 )
 from tests.deployment.hostile_worker import SPOILT_ROUNDS
 from tests.deployment.in_process import in_process
 from tests.deployment.slow_worker import SLOW_ROUND
+from tests.records import records_of, without_wall
 
 pytestmark = pytest.mark.field
 
@@ -70,7 +69,7 @@ def test_hostile_answers(tiny_settings, tiny_texts, tmp_path):
         deployed.wait_for_nodes(60)
         deployed.start_run()
         deployed.wait_until_finished(180)
-        lines = without_wall(records(deployed.run_folder))
+        lines = without_wall(records_of(deployed.run_folder))
     reasons = missed(lines, 2)
     assert list(reasons) == list(SPOILT_ROUNDS)
     for reason, expected in zip(reasons.values(), REJECTIONS, strict=True):
@@ -93,7 +92,7 @@ def test_a_client_ten_times_as_slow_as_planned_is_left_out(tiny_settings, tiny_t
         deployed.wait_for_nodes(60)
         deployed.start_run()
         deployed.wait_for_rounds(SLOW_ROUND + 1, 240)
-        lines = records(deployed.run_folder)
+        lines = records_of(deployed.run_folder)
     assert list(missed(lines, 1)) == [SLOW_ROUND]
     assert missed(lines, 1)[SLOW_ROUND].startswith(("no answer within 14 s", "the round's time was over"))
     assert not missed(lines, 0)
@@ -112,7 +111,7 @@ def test_a_client_that_dies_or_leaves_comes_back(tiny_settings, tiny_texts, tmp_
         deployed.start_run()
 
         def takes_part_after(round: int) -> bool:
-            return any(not line["clients"][2]["dropped"] for line in records(deployed.run_folder)[round + 1 :])
+            return any(not line["clients"][2]["dropped"] for line in records_of(deployed.run_folder)[round + 1 :])
 
         # Its SuperNode dies in mid-round; its station starts another.
         wait_for(lambda: "Round 2: training" in deployed.running.log("client-2"), 120, "round 2 has begun", 0.01)
@@ -122,11 +121,13 @@ def test_a_client_that_dies_or_leaves_comes_back(tiny_settings, tiny_texts, tmp_
         # It leaves, and comes late.
         left_after = deployed.rounds()
         deployed.stop("client-2")
-        wait_for(lambda: away(records(deployed.run_folder), 2)[-1:] > [left_after], 60, "a round went without it", 1.0)
+        wait_for(
+            lambda: away(records_of(deployed.run_folder), 2)[-1:] > [left_after], 60, "a round went without it", 1.0
+        )
         came_after = deployed.rounds()
         deployed.start_client(2)
         wait_for(lambda: takes_part_after(came_after), 60, "client 2 is back again", 1.0)
-        lines = without_wall(records(deployed.run_folder))
+        lines = without_wall(records_of(deployed.run_folder))
     assert 2 in missed(lines, 2)
     assert not missed(lines, 0) | missed(lines, 1)
     assert lines == in_process(settings, tiny_texts, tmp_path / "in-process", lines)
@@ -145,4 +146,4 @@ def test_a_server_that_dies_goes_on(tiny_settings, tiny_texts, tmp_path):
         deployed.start_server()
         deployed.start_run()
         deployed.wait_until_finished(150)
-        assert without_wall(records(deployed.run_folder)) == expected
+        assert without_wall(records_of(deployed.run_folder)) == expected

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.deployment.flower_processes import deployment, free_port, records
+from tests.deployment.flower_processes import deployment, free_port
 from tests.deployment.namespaces import Shape
 from tests.deployment.slow_links import slow_links
+from tests.records import records_of
 
 pytestmark = pytest.mark.field
 
@@ -74,7 +75,7 @@ def test_predicted_is_actual(tiny_texts, tmp_path):
         deployed.wait_for_rounds(ROUNDS - 1, BUDGET_S * 1.5 * ROUNDS)
         after = [link.carried_bytes() for link in links]
         deployed.wait_until_finished(BUDGET_S * 2)
-        rounds = records(deployed.run_folder)[1:]
+        rounds = records_of(deployed.run_folder)[1:]
 
     trained = [client for record in rounds for client in record["clients"] if not client["dropped"]]
     assert len(trained) == ROUNDS * len(LINKS)

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from tests.deployment.flower_processes import records, simulated
+from tests.deployment.flower_processes import simulated
 from tests.deployment.test_same_rounds import in_process, settings
+from tests.records import records_of
 
 __all__ = ["in_process", "settings"]
 
@@ -27,4 +28,4 @@ def test_same_ranks_and_nothing_else(in_process, settings, tiny_texts, tmp_path)
             assert client["max_rank"] == planned["max_rank"]
             assert all(client[name] is None for name in PRIVATE)
             assert client["binding"] == "private"
-    assert not [name for record in records(tmp_path / "simulated") for name in record if name in PRIVATE]
+    assert not [name for record in records_of(tmp_path / "simulated") for name in record if name in PRIVATE]

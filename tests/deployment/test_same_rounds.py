@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from splitrank import load_config, run
-from tests.deployment.flower_processes import deployment, records, server_settings, simulated, without_wall
+from tests.deployment.flower_processes import deployment, server_settings, simulated
+from tests.records import records_of, without_wall
 
 pytestmark = pytest.mark.deployment
 ROUNDS = 3
@@ -22,7 +23,7 @@ def in_process(settings, tiny_texts, tmp_path) -> list[dict]:
     config = tmp_path / "settings.toml"
     config.write_text(settings + f'\n[data]\npath = "{tiny_texts}"\n')
     list(run(load_config(str(config)), tmp_path / "in-process"))
-    return without_wall(records(tmp_path / "in-process"))
+    return without_wall(records_of(tmp_path / "in-process"))
 
 
 def test_a_simulation(settings, tiny_texts, tmp_path):
@@ -32,7 +33,7 @@ def test_a_simulation(settings, tiny_texts, tmp_path):
     flexlora = settings.replace("[federation]", '[federation]\naggregation = "flexlora"')
     config.write_text(f'{flexlora}\n{own_ranks}\n[data]\npath = "{tiny_texts}"\n')
     list(run(load_config(str(config)), tmp_path / "in-process"))
-    expected = without_wall(records(tmp_path / "in-process"))
+    expected = without_wall(records_of(tmp_path / "in-process"))
     assert any(len({client["rank"] for client in record["clients"]}) > 1 for record in expected[1:])
     assert without_wall(simulated(tmp_path, config, 3)) == expected
 
@@ -42,7 +43,7 @@ def test_a_deployment(in_process, settings, tiny_texts, tmp_path):
         deployed.start()
         deployed.start_run()
         deployed.wait_until_finished(180)
-        rounds = records(deployed.run_folder)
+        rounds = records_of(deployed.run_folder)
     print("Seconds a round:", *(f"{record['wall_s']:.1f}" for record in rounds[1:]))
     assert without_wall(rounds) == in_process
 
@@ -54,4 +55,4 @@ def test_a_hundred_nodes(settings, tiny_texts, tmp_path):
     list(run(load_config(str(config)), tmp_path / "in-process"))
     rounds = simulated(tmp_path, config, 100)
     print("Seconds a round:", *(f"{record['wall_s']:.1f}" for record in rounds[1:]))
-    assert without_wall(rounds) == without_wall(records(tmp_path / "in-process"))
+    assert without_wall(rounds) == without_wall(records_of(tmp_path / "in-process"))

@@ -24,11 +24,11 @@ from tests.deployment.flower_processes import (
     deployment,
     free_port,
     listens,
-    records,
     server_settings,
     wait_for,
     write_connections,
 )
+from tests.records import records_of
 
 pytestmark = pytest.mark.field
 
@@ -58,7 +58,7 @@ def goes_on(deployed) -> Iterator[None]:
     rounds = deployed.rounds()
     yield
     deployed.wait_for_rounds(rounds + 1, 60)
-    for line in records(deployed.run_folder)[rounds:]:
+    for line in records_of(deployed.run_folder)[rounds:]:
         assert [client["client"] for client in line["clients"]] == [0, 1, 2]
         assert not [client for client in line["clients"] if "missed" in client]
 

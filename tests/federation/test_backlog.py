@@ -23,22 +23,13 @@ from splitrank.learning.adapters.merged import add_merged, rows_until
 from splitrank.learning.client import Update
 from splitrank.traits import MERGED_KINDS
 from tests.federation.merging_rules import PUT_ASIDE, RESIDUAL, REWRITES, Absent, of_rule
-from tests.studies.written_runs import records_of
+from tests.records import equal_records
 
 SETTINGS = [
     "model.precision=fp32", 'workload.model="flops"', "client.flops_per_cycle=4.0", "planner.max_rank=3",
     "budget.energy_j=1",
 ]  # fmt: skip
 EVERYTHING = 'adapter.target_modules="all-linear"'
-
-
-def without_wall(folder) -> list[dict]:
-    def cut(value):
-        if isinstance(value, dict):
-            return {key: cut(item) for key, item in value.items() if "wall" not in key}
-        return [cut(item) for item in value] if isinstance(value, list) else value
-
-    return [cut(record) for record in records_of(folder)]
 
 
 def learnt(records: list[dict]) -> list:
@@ -75,7 +66,7 @@ def test_who_was_away_is_sent_the_backlog_once(tiny_config, tmp_path):
     """Rank 3 on six linears of 32 × 32: everybody lacks three rows a round, client 1 nine after two rounds away."""
     config = load_config(str(tiny_config), [*SETTINGS, "federation.rounds=5"])
     list(run(config, tmp_path / "run", connect=absent(PUT_ASIDE, {2, 3})))
-    records = without_wall(tmp_path / "run")
+    records = equal_records(tmp_path / "run")
     assert {record["rank"] for record in records[1:]} == {3}
     once, row = down(records, 0)[0], 6 * (32 + 32) * 32
     assert down(records, 0) == [once, *4 * [once + 3 * row]]
@@ -85,13 +76,13 @@ def test_who_was_away_is_sent_the_backlog_once(tiny_config, tmp_path):
 def test_what_becomes_dense_or_is_rewritten_is_sent_whole(tiny_config, tmp_path):
     config = load_config(str(tiny_config), [*SETTINGS, "federation.rounds=4"])
     list(run(config, tmp_path / "rewrites", connect=absent(REWRITES, {3})))
-    records = without_wall(tmp_path / "rewrites")
+    records = equal_records(tmp_path / "rewrites")
     once, row = down(records, 0)[0], 6 * (32 + 32) * 32
     assert down(records, 0) == [once, *3 * [once + 3 * row]]
     assert down(records, 1) == [once, once + 3 * row, 0.0, once + 3 * row]
     # Three clients' differences of rank 3: nine rows, then 18, which are more than a dense part's 32 · 32 numbers.
     list(run(config, tmp_path / "residual", connect=of_rule(RESIDUAL)))
-    found, dense = down(without_wall(tmp_path / "residual"), 0), 6 * 32 * 32 * 32
+    found, dense = down(equal_records(tmp_path / "residual"), 0), 6 * 32 * 32 * 32
     assert found == [once, once + 9 * row, once + dense, once + dense]
 
 
@@ -102,7 +93,7 @@ def test_a_broken_run_goes_on_to_the_same_bits(rule, tiny_config, tmp_path):
     list(run(config, tmp_path / "run", connect=connect))
     list(islice(run(config, tmp_path / "broken", connect=connect), 3))
     list(run(config, tmp_path / "broken", resume=True, connect=connect))
-    assert without_wall(tmp_path / "broken") == without_wall(tmp_path / "run")
+    assert equal_records(tmp_path / "broken") == equal_records(tmp_path / "run")
     assert checkpoint(tmp_path / "broken") == checkpoint(tmp_path / "run")
 
 
@@ -123,17 +114,17 @@ def test_through_flowers_messages(rule, more, tiny_config, tmp_path):
 
     config = load_config(str(tiny_config), [*SETTINGS, "federation.rounds=4", *more])
     list(run(config, tmp_path / "run", connect=absent(rule, {2})))
-    expected = without_wall(tmp_path / "run")
+    expected = equal_records(tmp_path / "run")
     with flower(posts_of_absent({2}), rule) as (connect, messengers):
         list(run(config, tmp_path / "flower", connect=connect))
-        found = without_wall(tmp_path / "flower")
+        found = equal_records(tmp_path / "flower")
         assert learnt(found) == learnt(expected)
         assert found == expected or config.planner.where == "client"
         assert checkpoint(tmp_path / "flower") == checkpoint(tmp_path / "run")
         # Server and workers are started anew in between; the workers find their merged parts on disk.
         list(islice(run(config, tmp_path / "broken", connect=connect), 3))
         list(run(config, tmp_path / "broken", resume=True, connect=connect))
-    assert without_wall(tmp_path / "broken") == found
+    assert equal_records(tmp_path / "broken") == found
     assert checkpoint(tmp_path / "broken") == checkpoint(tmp_path / "run")
     assert not any(client.get("missed") for record in expected for client in record["clients"])
     assert expected[2]["clients"][1]["dropped"]
@@ -168,7 +159,7 @@ def test_who_lost_its_merged_parts_misses_a_round_and_is_sent_all(damage, tiny_c
         tensors[name] = tensors[name] + 1e-6 if damage == "altered" else tensors[name][:, :3]
         file.unlink() if damage == "lost" else save_file({n: t.contiguous() for n, t in tensors.items()}, file)
         list(rounds)
-    records = without_wall(tmp_path / "run")
+    records = equal_records(tmp_path / "run")
     told = [record["clients"][1].get("missed") for record in records[1:]]
     lost = "the merged parts of earlier rounds are lost here; they must be sent again, whole"
     assert told == [None, None, None, lost, None]
@@ -185,7 +176,7 @@ def test_clients_with_heads_of_their_own_evaluate_with_merged_parts(tiny_config,
     list(run(config, tmp_path / "run", connect=of_rule(PUT_ASIDE)))
     with flower(rule=PUT_ASIDE) as (connect, _):
         list(run(config, tmp_path / "flower", connect=connect))
-    for ours, theirs in zip(*map(without_wall, (tmp_path / "flower", tmp_path / "run")), strict=True):
+    for ours, theirs in zip(*map(equal_records, (tmp_path / "flower", tmp_path / "run")), strict=True):
         assert ours["accuracy"] == theirs["accuracy"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-12)
         assert ours["clients"] == theirs["clients"]

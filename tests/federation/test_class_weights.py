@@ -9,7 +9,8 @@ import pytest
 
 from splitrank import load_config, load_data, run
 from splitrank.config import with_values
-from tests.federation.test_run import lines, run_all
+from tests.federation.test_run import run_all
+from tests.records import equal_records
 
 BALANCED = 'train.class_weights="balanced"'
 
@@ -35,8 +36,8 @@ def test_none_is_what_a_run_does_by_itself(skewed_config, tmp_path):
     run_all(skewed_config, tmp_path / "left-out", "federation.rounds=1")
     run_all(skewed_config, tmp_path / "none", "federation.rounds=1", 'train.class_weights="none"')
     run_all(skewed_config, tmp_path / "balanced", "federation.rounds=1", BALANCED)
-    assert lines(tmp_path / "left-out") == lines(tmp_path / "none")
-    assert lines(tmp_path / "left-out")[1] != lines(tmp_path / "balanced")[1]
+    assert equal_records(tmp_path / "left-out") == equal_records(tmp_path / "none")
+    assert equal_records(tmp_path / "left-out")[1] != equal_records(tmp_path / "balanced")[1]
 
 
 def test_rare_classes_are_found(skewed_config, tmp_path):

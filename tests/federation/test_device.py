@@ -9,7 +9,8 @@ from splitrank import load_config, load_data, make_clients, predict, run
 from splitrank.errors import ConfigError
 from splitrank.federation import model, run_folder
 from splitrank.learning.device import available_devices, resolve_device
-from tests.federation.test_run import lines, run_all
+from tests.federation.test_run import run_all
+from tests.records import equal_records
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_machine_with_cards_computes_on_the_processor_if_told(tiny_config, tmp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     run_all(tiny_config, tmp_path / "cpu", *settings, "run.device=cpu")
-    assert lines(tmp_path / "cpu") == lines(tmp_path / "auto")
+    assert equal_records(tmp_path / "cpu") == equal_records(tmp_path / "auto")
     assert len(list(predict(tmp_path / "cpu", ["the market"]))) == 1
     with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda"):
         list(predict(tmp_path / "auto", ["the market"]))

@@ -21,7 +21,7 @@ from splitrank.learning.aggregation.distribute import distribute
 from splitrank.studies.report import write_report
 from splitrank.studies.run_reader import read_run
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
-from tests.studies.written_runs import records_of
+from tests.records import equal_records, records_of
 
 ROUNDS = 3
 COMMON = ["model.precision=fp32", f"federation.rounds={ROUNDS}", "train.learning_rate=5e-3"]
@@ -59,15 +59,6 @@ def config_of(tiny_config):
     return make
 
 
-def without_wall(folder) -> list[dict]:
-    def cut(value):
-        if isinstance(value, dict):
-            return {key: cut(item) for key, item in value.items() if "wall" not in key}
-        return [cut(item) for item in value] if isinstance(value, list) else value
-
-    return [cut(record) for record in records_of(folder)]
-
-
 def weights(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
@@ -93,7 +84,7 @@ def test_in_one_process(method, rule, policy, config_of, tmp_path):
     # A run broken off goes on to the same bits.
     list(islice(run(config, tmp_path / "broken"), ROUNDS))
     list(run(config, tmp_path / "broken", resume=True))
-    assert without_wall(tmp_path / "broken") == without_wall(tmp_path / "run")
+    assert equal_records(tmp_path / "broken") == equal_records(tmp_path / "run")
     export = export_folder(config)
     assert weights(tmp_path / "broken" / export) == weights(tmp_path / "run" / export) != {}
 
@@ -134,7 +125,7 @@ def test_through_flowers_messages(method, rule, policy, config_of, tmp_path):
         list(run(config, tmp_path / "flower", connect=connect))
     sent = messengers[0].sent
     list(run(config, tmp_path / "run"))
-    assert without_wall(tmp_path / "flower") == without_wall(tmp_path / "run")
+    assert equal_records(tmp_path / "flower") == equal_records(tmp_path / "run")
     export = export_folder(config)
     assert weights(tmp_path / "flower" / export) == weights(tmp_path / "run" / export)
 
@@ -168,7 +159,7 @@ def test_a_local_head_through_flower_never_leaves_its_client(config_of, tmp_path
     with pytest.raises(InputError, match="must have a trained head, got a run whose heads stayed on the clients"):
         list(predict(tmp_path / "flower", ["market"]))
     list(run(config, tmp_path / "run"))
-    ours, theirs = without_wall(tmp_path / "flower"), without_wall(tmp_path / "run")
+    ours, theirs = equal_records(tmp_path / "flower"), equal_records(tmp_path / "run")
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.pop("macro_f1") is None
         other.pop("macro_f1")

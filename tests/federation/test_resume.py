@@ -15,7 +15,8 @@ import pytest
 from splitrank import RoundRecord, load_config, run
 from splitrank.errors import ConfigError, InputError
 from splitrank.federation import run_folder
-from tests.federation.test_run import adapter_bytes, lines, run_all
+from tests.federation.test_run import adapter_bytes, run_all
+from tests.records import equal_records
 
 RUN = "import sys; from splitrank.cli import app; sys.argv = ['splitrank', *sys.argv[1:]]; app()"
 
@@ -55,7 +56,7 @@ def test_killed_and_resumed_equals_uninterrupted(attempt, head, tiny_config, tmp
         assert process.returncode in (0, -9), err
         kills += process.returncode == -9
     assert kills >= 1
-    assert lines(broken) == lines(whole)
+    assert equal_records(broken) == equal_records(whole)
     files = ["adapter"] if head == "full" else [f"adapter/client-{i}" for i in range(3)]
     for file in files:
         path = Path(file) / "adapter_model.safetensors"
@@ -73,7 +74,7 @@ def test_ctrl_c_leaves_a_resumable_folder(tiny_config, tmp_path):
     assert f"splitrank run --resume --out {out}" in errors
     assert "Traceback" not in errors
     config = run_folder.resumed_config(out, None, [])
-    done = len(lines(out)) - 1
+    done = len(equal_records(out)) - 1
     resumed = run(config, out, resume=True)
     assert next(resumed).round in (done, done + 1)
     resumed.close()
@@ -114,7 +115,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(file, damage, t
     go_on(out)
     assert str(newest) in caplog.text
     assert "falling back" in caplog.text
-    assert lines(out) == lines(whole)
+    assert equal_records(out) == equal_records(whole)
     assert adapter_bytes(out) == adapter_bytes(whole)
 
 
@@ -222,7 +223,7 @@ def test_nobody_at_first_then_somebody_and_resumed_in_between(tiny_config, tmp_p
             next(running)
         running.close()
     list(run(run_folder.resumed_config(broken, None, []), broken, resume=True))
-    assert lines(broken) == lines(tmp_path / "whole")
+    assert equal_records(broken) == equal_records(tmp_path / "whole")
 
 
 def test_recorded_rounds_without_checkpoints_are_not_thrown_away(tiny_config, tmp_path):

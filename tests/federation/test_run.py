@@ -18,16 +18,11 @@ from safetensors.torch import load_file
 from splitrank import load_config, load_data, make_clients, predict, run, run_round
 from splitrank.errors import ConfigError, InfeasibleError, InputError
 from splitrank.federation import run_folder
+from tests.records import equal_records
 
 
 def run_all(config_file: Path, out: Path, *overrides: str):
     return list(run(load_config(str(config_file), overrides), out))
-
-
-def lines(folder: Path) -> list[dict]:
-    """The records of a run without what measures real time."""
-    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if "wall" not in key} for record in records]
 
 
 def adapter_bytes(folder: Path) -> bytes:
@@ -114,14 +109,14 @@ def test_the_folder(tiny_config, tmp_path):
     # Its own settings reproduce it.
     again = tmp_path / "again"
     run_all(out / "config.toml", again)
-    assert lines(again) == lines(out)
+    assert equal_records(again) == equal_records(out)
     assert adapter_bytes(again) == adapter_bytes(out)
 
 
 def test_seeds_differ(tiny_config, tmp_path):
     run_all(tiny_config, tmp_path / "one", "federation.rounds=1")
     run_all(tiny_config, tmp_path / "two", "federation.rounds=1", "run.seed=1")
-    assert lines(tmp_path / "one")[1] != lines(tmp_path / "two")[1]
+    assert equal_records(tmp_path / "one")[1] != equal_records(tmp_path / "two")[1]
 
 
 def test_the_adapter_loads_in_plain_peft_and_predicts_the_same(tiny_config, tiny_texts, tmp_path):

@@ -13,7 +13,8 @@ from splitrank.federation import run_folder
 from splitrank.federation.stopping import stop_reason
 from splitrank.studies.execution import is_finished
 from splitrank.studies.sweep import Trial
-from tests.federation.test_run import adapter_bytes, lines, run_all
+from tests.federation.test_run import adapter_bytes, run_all
+from tests.records import equal_records
 
 # Too small to change any prediction: the accuracy of round 0 stays the best.
 STILL = ["train.learning_rate=1e-12", "federation.rounds=6"]
@@ -76,7 +77,7 @@ def test_a_run_without_gain_stops_says_so_and_goes_on_when_asked(tiny_config, tm
     config = run_folder.resumed_config(out, load_config(str(endless)), [])
     assert [record.round for record in run(config, out, resume=True)] == [5, 6, 7]
     run_all(tiny_config, tmp_path / "whole", *STILL, "federation.rounds=7")
-    assert lines(out) == lines(tmp_path / "whole")
+    assert equal_records(out) == equal_records(tmp_path / "whole")
     assert adapter_bytes(out) == adapter_bytes(tmp_path / "whole")
 
 

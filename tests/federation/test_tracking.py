@@ -19,20 +19,13 @@ from splitrank.federation import run_folder
 from splitrank.federation.run_folder import read_records
 from splitrank.federation.tracking import scalars, tracked
 from splitrank.records import ClientRecord, PreparationRecord, RoundRecord
+from tests.records import equal_records
 
 # Read once when MLflow is imported: no test may try the network.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 # SQLAlchemy 2.1 on MLflow 3.17: theirs to mend.
 of_mlflow = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy:DeprecationWarning")
-
-
-def records_of(folder: Path) -> list[RoundRecord]:
-    return read_records(folder)
-
-
-def without_wall(folder: Path) -> list[dict]:
-    return [{**vars(record), "wall_s": None} for record in records_of(folder)]
 
 
 def run_all(config_file: Path, out: Path, *overrides: str) -> list[RoundRecord]:
@@ -58,7 +51,7 @@ def in_tensorboard(folder: Path) -> dict[tuple[str, int], list[float]]:
 def expected(folder: Path, precision: type = float) -> dict[tuple[str, int], list[float]]:
     return {
         (name, record.round): [float(precision(value))]
-        for record in records_of(folder)
+        for record in read_records(folder)
         for name, value in scalars(record).items()
     }
 
@@ -118,7 +111,7 @@ def test_tensorboard_shows_the_records(tiny_config, tmp_path):
     assert shown["worst_latency_s", 1][0] > 0
 
     run_all(tiny_config, tmp_path / "plain")
-    assert without_wall(tmp_path / "tracked") == without_wall(tmp_path / "plain")
+    assert equal_records(tmp_path / "tracked") == equal_records(tmp_path / "plain")
     assert {path.name for path in (tmp_path / "tracked").iterdir()} == {
         *(path.name for path in (tmp_path / "plain").iterdir()),
         "tensorboard",
@@ -138,7 +131,7 @@ def test_a_resumed_run_shows_every_round_once(tiny_config, tmp_path):
     config = run_folder.resumed_config(out, None, ["federation.rounds=5"])
     assert [record.round for record in rounds_of(config, out, resume=True)] == [2, 3, 4, 5]
     assert in_tensorboard(out) == expected(out, np.float32)
-    assert len(records_of(out)) == 6
+    assert len(read_records(out)) == 6
 
 
 @pytest.mark.extras
@@ -170,7 +163,7 @@ def test_mlflow_keeps_the_records_in_the_run_folder(tiny_config, tmp_path, monke
     assert not (tmp_path / "mlflow.db").exists()
 
     run_all(tiny_config, tmp_path / "plain")
-    assert without_wall(out) == without_wall(tmp_path / "plain")
+    assert equal_records(out) == equal_records(tmp_path / "plain")
 
 
 @pytest.mark.extras

@@ -32,7 +32,8 @@ from splitrank.studies.run_reader import read_run
 from splitrank.studies.study import run_sweep
 from splitrank.studies.sweep import FULL_FINE_TUNING, Trial, make_trials
 from splitrank.studies.trial import run_trial
-from tests.studies.written_runs import Elements, chart_data, records_of
+from tests.records import equal_records, records_of
+from tests.studies.written_runs import Elements, chart_data
 
 FP32 = "model.precision=fp32"
 ONE_LAYER = 4 * (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32) + 2 * 2 * 32
@@ -72,10 +73,6 @@ def trained(clients: InProcessClients, state: State, client: int, round: int = 1
     """What a client makes of an untrained state in a round."""
     start = clients.model.method.resize(state.adapter, 1, distribution="svd", seed=0, round=round)
     return clients.train_client(client, start, State(round - 1, 0, state.adapter))
-
-
-def without_wall(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if "wall" not in key} for record in records_of(folder)]
 
 
 def plain_model(folder: Path, start: Mapping[str, Tensor]) -> torch.nn.Module:
@@ -254,7 +251,7 @@ def test_records_and_folder(precision, full_config, tmp_path):
     assert written.baseline is None
     # Its own settings reproduce it.
     list(run(load_config(str(tmp_path / "one" / "config.toml")), tmp_path / "two"))
-    assert without_wall(tmp_path / "two") == without_wall(tmp_path / "one")
+    assert equal_records(tmp_path / "two") == equal_records(tmp_path / "one")
 
 
 def test_it_resumes_to_the_same_bits(full_config, tmp_path):
@@ -262,7 +259,7 @@ def test_it_resumes_to_the_same_bits(full_config, tmp_path):
     list(run(config, tmp_path / "whole"))
     list(islice(run(config, tmp_path / "broken"), 3))
     list(run(resumed_config(tmp_path / "broken", None, []), tmp_path / "broken", resume=True))
-    assert without_wall(tmp_path / "broken") == without_wall(tmp_path / "whole")
+    assert equal_records(tmp_path / "broken") == equal_records(tmp_path / "whole")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "broken")]
     assert weights[0] == weights[1]
     # A round further than was asked for at first.

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from splitrank.studies.report import read_runs, write_report
-from tests.studies.written_runs import HOSTILE, make_run, records, records_of, round_record, sitting_out
+from tests.records import records_of
+from tests.studies.written_runs import HOSTILE, make_run, records, round_record, sitting_out
 
 pytestmark = pytest.mark.browser
 

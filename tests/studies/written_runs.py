@@ -89,11 +89,6 @@ def report_of(tmp_path: Path, *folders: Path, title: str = "Report") -> str:
     return (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
-def records_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's rounds.jsonl."""
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def figures_of(page: str) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
     """Chart → its traces and its layout, as the page's scripts hold them."""
     decoder, figures = json.JSONDecoder(), {}

@@ -30,7 +30,8 @@ def check_able(config: Config, problem: Problem) -> None:
         InfeasibleError: fewer than ``federation.min_clients`` ever can; one line for each client that cannot.
     """
     radio = config.radio
-    if radio.uplink_gain is None or radio.downlink_gain is None:
+    is_drawn = radio.uplink_gain is None or radio.downlink_gain is None
+    if is_drawn:
         endless_bps = np.full(problem.num_clients, _ENDLESS_BPS)
         problem = replace(problem, uplink_bps=endless_bps, downlink_bps=endless_bps)
     plan = make_plan(problem, frequency_policy="least-latency", require_all=False)
@@ -46,8 +47,8 @@ def check_able(config: Config, problem: Problem) -> None:
         "\n".join(
             [
                 f"federation.min_clients = {config.federation.min_clients} clients must be able to take part, "
-                f"{able} of {problem.num_clients} ever can, whatever the channel; loosen the budgets, or set "
-                "budget.latency_s=inf and budget.energy_j=inf for none:",
+                f"{able} of {problem.num_clients} ever can{', whatever the channel' if is_drawn else ''}; loosen the "
+                "budgets, or set budget.latency_s=inf and budget.energy_j=inf for none:",
                 *lines,
             ]
         )
