@@ -11,9 +11,9 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/splitrank run offline
 
-# One process a core: the default tests mostly start programs and wait.
+# One process a core, each with one thread: two at once wait for each other when they are disturbed.
 test: .venv/ready
-	$(BIN)/pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 # Real weights, AG News, a browser, Ray and trackers too; SPLITRANK_SHARED names the folder that holds data/agnews.
 test-all: .venv/all

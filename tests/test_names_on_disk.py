@@ -81,6 +81,7 @@ def test_plans():
     assert starts_with(PLAN_OF_0_1_0.split(), report["clients"][0])
 
 
+@pytest.mark.slow
 def test_a_sweep(tiny_config, tmp_path):
     (tmp_path / "ranks.toml").write_text(
         f'base = "{tiny_config}"\n[set]\nfederation.rounds = 1\n[grid]\nadapter.rank = [1]\n'

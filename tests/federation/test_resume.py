@@ -33,14 +33,13 @@ def go_on(out: Path) -> list[RoundRecord]:
     return list(run(run_folder.resumed_config(out, None, []), out, resume=True))
 
 
-@pytest.mark.parametrize(("attempt", "head"), [(0, "full"), (1, "local")])
+@pytest.mark.parametrize(("attempt", "head"), [(0, "full"), pytest.param(1, "local", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(attempt, head, tiny_config, tmp_path):
     """SIGKILL at a random moment after the first line appears, as often as it takes to finish."""
-    options = ["--set", "federation.rounds=12", "--set", f"model.head={head}", "--set", "train.dropout=0.1"]
+    settings = ["federation.rounds=12", f"model.head={head}", "train.dropout=0.1"]
+    options = [word for setting in settings for word in ("--set", setting)]
     whole = tmp_path / "whole"
-    process = start_run(tiny_config, "--out", whole, *options)
-    assert process.wait() == 0, process.communicate()
-    process.communicate()
+    run_all(tiny_config, whole, *settings)
     broken = tmp_path / "broken"
     draws = random.Random(attempt)
     starts = kills = 0

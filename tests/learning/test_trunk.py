@@ -175,6 +175,7 @@ def _build_in_process(folder: str, cache: str, queue) -> None:
     cached.close()
 
 
+@pytest.mark.slow
 def test_two_processes_want_the_same(tiny_model, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -346,6 +346,7 @@ def is_prepared_twice(trial: Trial, folder: Path) -> bool:
     return pending_trials([trial], folder) == [] and is_finished(trial, folder / trial.name)
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_baseline_and_a_run_alone_gives_its_line(dotted_config, tmp_path, small_pages):
     full = full_trials(dotted_config, LORA_ONLY["ranks and linears"], [0, 1])
     lora = make_trials(str(dotted_config), [{"federation.rounds": 2}], [{}], [0, 1])
@@ -384,6 +385,7 @@ def test_a_sweep_keeps_the_baseline_and_a_run_alone_gives_its_line(dotted_config
     assert rows[1]["budget.energy_j"][0] == "no limit"
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_it_and_shows_no_rank(dotted_config, monkeypatch):
     monkeypatch.setattr(cost, "CALIBRATION_S", 0.1)
     lora = make_trials(str(dotted_config), [], [{"adapter.rank": 2}], [0])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from splitrank.federation.texts import nominal_text_stats
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import energy_j, feasible, frequency_range_hz, latency_s
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
-from splitrank.studies.plan_curves import BUDGET_FACTORS, MAX_LINES, MAX_REGIONS, plan_curves
+from splitrank.studies.plan_curves import BUDGET_FACTORS, MAX_LINES, MAX_REGIONS, PlanCurves, plan_curves
 from splitrank.studies.plan_plot import plot_plan
 
 SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-", "svg": b"<?xml"}
@@ -69,6 +70,11 @@ def problem_of(config, round: int = 1):
     )
 
 
+@cache
+def curves_of(case: str) -> PlanCurves:
+    return plan_curves(config_of(case), 1)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_plan_can_be_drawn(case, tmp_path):
     plot_plan(config_of(case), 1, tmp_path / "plan.png")
@@ -96,7 +102,7 @@ def test_png_is_1600_pixels_wide(tmp_path):
 def test_regions_are_those_of_the_planner(case):
     config = config_of(case)
     problem = problem_of(config)
-    curves = plan_curves(config, 1)
+    curves = curves_of(case)
     for region in curves.regions:
         integers = np.isin(region.rank, np.arange(1, region.rank[-1] + 1))
         assert integers.sum() == region.rank[-1], "a curve passes through every integer rank"
@@ -130,7 +136,7 @@ def test_edges_of_a_region_use_up_a_budget():
 @pytest.mark.parametrize("case", CASES)
 def test_curves_over_the_budgets_are_plans_at_those_budgets(case):
     config = config_of(case)
-    problem, curves = problem_of(config), plan_curves(config, 1)
+    problem, curves = problem_of(config), curves_of(case)
     assert curves.over_latency.given == config.budget.latency_s
     middle = len(BUDGET_FACTORS) // 2
     for curve in (curves.over_latency, curves.over_energy):
@@ -163,7 +169,7 @@ def test_curves_over_the_budgets_are_plans_at_those_budgets(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_chosen_point_lies_in_every_region(case):
-    curves = plan_curves(config_of(case), 1)
+    curves = curves_of(case)
     plan = curves.plan
     again = plan_round(config_of(case), problem_of(config_of(case)), 1, require_all=True)
     np.testing.assert_array_equal(plan.rank, again.rank)

@@ -18,6 +18,7 @@ from splitrank.studies.reproduce import reproduce
 from splitrank.studies.run_reader import read_run
 
 
+@pytest.mark.slow
 def test_an_experiment_leaves_its_results(tmp_path, tiny_model, tiny_texts):
     shared = {
         "model.name": str(tiny_model()),
@@ -63,6 +64,7 @@ def test_costs_follow_from_the_count_of_operations():
     assert trial_cost(load_config("paper", ["model.trained_layers=all"])).trunk_flops == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_would_cost(monkeypatch):
     monkeypatch.setattr(cost, "CALIBRATION_S", 0.1)
     trials = experiment_trials(read_study("small"), "rank", {}, [0])

@@ -159,6 +159,7 @@ def test_a_sweep_runs_goes_on_and_repeats(tiny_sweep, tmp_path):
     assert {key: str(value) for key, value in again.items()} == lines_of(two)[1]
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_stops_no_other(tiny_sweep, tmp_path):
     """Exit code 1 and the list at the end; the same command later runs the failed one alone."""
     trials = read_sweep(tiny_sweep)
