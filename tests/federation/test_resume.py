@@ -36,7 +36,7 @@ def go_on(out: Path) -> list[RoundRecord]:
 @pytest.mark.parametrize(("attempt", "head"), [(0, "full"), pytest.param(1, "local", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(attempt, head, tiny_config, tmp_path):
     """SIGKILL at a random moment after the first line appears, as often as it takes to finish."""
-    settings = ["federation.rounds=12", f"model.head={head}", "train.dropout=0.1"]
+    settings = ["federation.rounds=8", f"model.head={head}", "train.dropout=0.1"]
     options = [word for setting in settings for word in ("--set", setting)]
     whole = tmp_path / "whole"
     run_all(tiny_config, whole, *settings)

@@ -40,7 +40,7 @@ def test_every_preset_gives_trials(preset):
 
 
 @pytest.mark.parametrize("experiment", ["latency", "energy"])
-@pytest.mark.parametrize("preset", ["paper", "small"])
+@pytest.mark.parametrize("preset", [pytest.param("paper", marks=pytest.mark.slow), "small"])
 def test_mean_ranks_are_those_of_the_calibration(preset, experiment):
     ranks = planned_ranks(experiment_trials(read_study(preset), experiment, {}, [0]))
     for method, expected in (("exact", PLANNER), ("random-frequency", RANDOM_FREQUENCY)):

@@ -130,6 +130,7 @@ def lines_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_goes_on_and_repeats(tiny_sweep, tmp_path):
     """Two jobs and one give the same table, a trial run alone its line, and what is finished is not run again."""
     trials = read_sweep(tiny_sweep)
