@@ -19,6 +19,5 @@ LATER_VALUES: dict[str, tuple[str, ...]] = {
     "federation.aggregation": (
         *("rolora", "flora", "raflora", "fedex", "fedsa", "hetlora", "fedsvd", "lora-a2", "median", "trimmed-mean"),
     ),
-    "federation.partition": ("dirichlet", "dirichlet-clients", "shards", "pathological", "quantity"),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

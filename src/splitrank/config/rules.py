@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from splitrank.config.conditions import quoted
 from splitrank.config.fields import settings_of, values_of
 from splitrank.config.tables import Config
+from splitrank.config.values import ByColumn
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
@@ -17,6 +18,7 @@ def broken_rules(config: Config) -> Iterable[str]:
     yield from _method_and_rule(config)
     yield from _planning(config)
     yield from _measured_numbers(config)
+    yield from _partition(config)
     yield from _empty_names(config)
 
 
@@ -81,6 +83,14 @@ def _measured_numbers(config: Config) -> Iterable[str]:
     if given and len(given) < len(measured):
         lacking = next(key for key in measured if key not in given)
         yield f"client.{lacking} must be given beside client.{given[0]}, got nothing; leave all out to measure them"
+
+
+def _partition(config: Config) -> Iterable[str]:
+    if isinstance(config.federation.partition, ByColumn) and config.data.name == "docstrings":
+        yield (
+            'federation.partition must be one by name for data.name = "docstrings", which has no columns, got '
+            f'{config.federation.partition}; try federation.partition = "dirichlet"'
+        )
 
 
 def _empty_names(config: Config) -> Iterable[str]:

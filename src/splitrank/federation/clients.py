@@ -13,6 +13,7 @@ from splitrank.federation.texts import TextStats
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
+from splitrank.learning.partition import Partition
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
 
@@ -55,6 +56,10 @@ class Clients(Protocol):
     @property
     def texts(self) -> TextStats:
         """Amounts of text of each client."""
+
+    @property
+    def partition(self) -> Partition | None:
+        """Who holds which training rows; None where they are with the clients alone."""
 
     @property
     def trunk_computed(self) -> dict[str, bool]:
