@@ -106,7 +106,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its name in the page, its heading, how to read it, and all that is drawn. Texts are not escaped."""
+    """One chart: its name in the page, its heading, how to read it, and all that is drawn. Texts are not escaped.
+
+    Numbers go over rounds, or ``over`` clients.
+    """
 
     key: str
     title: str
@@ -114,6 +117,7 @@ class Chart:
     quantity: Quantity
     series: Sequence[Series]
     is_stacked: bool = False
+    over: str = "round"
 
     @property
     def is_empty(self) -> bool:

@@ -36,6 +36,8 @@ class DataDescription:
         labels: the classes, in their order.
         train_texts, test_texts: how many.
         sha256: of the texts and their labels.
+        client_counts: training texts of each client in each class.
+        client_names: of the clients, where a column of the data names them.
     """
 
     source: str | None = None
@@ -43,6 +45,8 @@ class DataDescription:
     train_texts: int | None = None
     test_texts: int | None = None
     sha256: str | None = None
+    client_counts: tuple[tuple[int, ...], ...] | None = None
+    client_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,14 @@ def read_run(folder: Path) -> RecordedRun:
         folder.name,
         folder,
         config,
-        _data_description(manifest.get("data")),
+        _data_description(manifest.get("data"), manifest.get("data_summary")),
         None if baseline is None else str(baseline),
         rounds,
         clients,
     )
 
 
-def _data_description(told: object) -> DataDescription:
+def _data_description(told: object, summary: object) -> DataDescription:
     told = told if isinstance(told, dict) else {}
     labels, source, sha256 = (told.get(key) for key in ("labels", "source", "sha256"))
     train_texts, test_texts = (
@@ -113,7 +117,19 @@ def _data_description(told: object) -> DataDescription:
         train_texts,
         test_texts,
         None if sha256 is None else str(sha256),
+        *_clients_described(summary),
     )
+
+
+def _clients_described(summary: object) -> tuple[tuple[tuple[int, ...], ...] | None, tuple[str, ...]]:
+    """Return who holds how many texts of which class, and the clients' names, as far as a manifest tells."""
+    clients = summary.get("clients") if isinstance(summary, dict) else None
+    try:
+        counts = tuple(tuple(map(int, counts)) for counts in clients["counts"])  # type: ignore[index]
+        names = tuple(map(str, clients["names"]))  # type: ignore[index]
+    except (TypeError, ValueError, KeyError):
+        return None, ()
+    return counts, names if len(names) == len(counts) else ()
 
 
 def _read_rounds(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
