@@ -56,6 +56,7 @@ _PLANS_RANK = left_out("adapter.rank")
 _DRAWS_GAINS = left_out("radio.uplink_gain", "radio.downlink_gain")
 _OWN_FILES = given("data.path")
 _OWN_COLUMNS = other_than("data.name", "docstrings")
+_SELECTS = given("federation.clients_per_round")
 _BY_DIRICHLET = ("dirichlet", "dirichlet-clients", "quantity")
 
 
@@ -187,6 +188,21 @@ class FederationTable(Table):
         1,
         description="fewer updates than this leave the model as it is; through Flower a round also waits for so many "
         "clients",
+    )
+    clients_per_round: Count | None = Field(
+        None,
+        description="clients that a round takes, chosen among those who can take part; `radio.total_bandwidth_hz` is "
+        "shared by as many. Left out, all",
+    )
+    selection: Annotated[Literal["random", "round-robin", "largest-rank", "fair"], _SELECTS] = Field(
+        "random",
+        description='who is chosen: `"random"`: drawn; `"round-robin"`: in turn; `"largest-rank"`: who can do the '
+        'largest ranks, so that the weak may never be asked; `"fair"`: whoever was chosen least recently',
+    )
+    over_selection: Annotated[NotNegative, _SELECTS] = Field(
+        0.0,
+        description="share of clients that are chosen beyond `federation.clients_per_round`, 0.3 for 1.3 times as "
+        "many; the first by planned time are aggregated, what comes later is spent in vain",
     )
     join_s: NotNegative = Field(
         120.0, description="through Flower: seconds to wait for all clients before the run starts with those present"

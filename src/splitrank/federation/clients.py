@@ -22,12 +22,14 @@ from splitrank.planning.problem import Problem
 class NoUpdate:
     """A participant that gave no update, and why; ``wall`` as in :class:`Update`.
 
-    ``lost_merged`` says that it no longer has the merged parts that it was sent in earlier rounds.
+    ``lost_merged`` says that it no longer has the merged parts that it was sent in earlier rounds, ``late`` that its
+    update came after those of enough others.
     """
 
     reason: str
     wall: Mapping[str, float] = field(default_factory=dict)
     lost_merged: bool = False
+    late: bool = False
 
 
 class Clients(Protocol):

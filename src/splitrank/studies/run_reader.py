@@ -62,7 +62,8 @@ class RecordedRun:
         rounds: ``ROUND_NUMBERS`` and ``DIAGNOSTICS`` as float64, indexed by round, round 0 first; at least one row.
             NaN stands where a record has no finite number.
         clients: ``CLIENT_NUMBERS`` likewise, and ``client`` (index, -1 if it has none), ``binding`` (text or None) and
-            ``dropped`` (bool); a row for each client in each round, indexed by round.
+            ``dropped``, ``passed_over`` (it could take part and was not chosen), ``late`` (bool); a row for each client
+            in each round, indexed by round.
     """
 
     name: str
@@ -150,12 +151,15 @@ def _read_rounds(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                     client if isinstance(client, int) else -1,
                     binding if isinstance(binding, str) else None,
                     dropped is True,
+                    entry.get("chosen") is False and "shortfall" not in entry,
+                    entry.get("late") is True,
                 )
                 clients.append([*known, *_numbers(entry, CLIENT_NUMBERS)])
                 index.append(round)
     if not rounds:
         raise InputError(f"{path} must hold at least round 0, got an empty file")
-    columns = {"client": int, "binding": object, "dropped": bool} | dict.fromkeys(CLIENT_NUMBERS, float)
+    columns = {"client": int, "binding": object, **dict.fromkeys(("dropped", "passed_over", "late"), bool)}
+    columns |= dict.fromkeys(CLIENT_NUMBERS, float)
     return (
         pd.DataFrame(rounds, columns=[*ROUND_NUMBERS, *DIAGNOSTICS], dtype=float),
         pd.DataFrame(clients, index=index, columns=list(columns)).astype(columns),

@@ -40,7 +40,7 @@ from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.partition import Partition
 from splitrank.learning.trunk import TrunkOutputs
-from splitrank.planning.plan import Plan, make_plan
+from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
 
 _LOG = logging.getLogger("splitrank")
@@ -118,16 +118,9 @@ class FlowerClients:
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
-        if not self.roster.asks_for_ranks:
-            return plan_round(self.config, problem, state.round + 1, require_all=False)
-        planner = self.config.planner
-        return make_plan(
-            problem,
-            method="exact",
-            frequency_policy=planner.frequency_policy,
-            rank_policy=planner.rank_policy,
-            require_all=False,
-            told_max_rank=ask_for_ranks(self.roster, problem, state),
+        told = ask_for_ranks(self.roster, problem, state) if self.roster.asks_for_ranks else None
+        return plan_round(
+            self.config, problem, state.round + 1, require_all=False, ledger=state.ledger, told_max_rank=told
         )
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | NoUpdate]:
