@@ -35,7 +35,9 @@ def of_column(folder, *more: str) -> list[str]:
     return [f"data.path={folder}", 'federation.partition={column="hospital"}', "federation.num_clients=2", *more]
 
 
-@pytest.mark.parametrize("name", [*PARTITIONS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "dirichlet" else pytest.mark.slow) for name in PARTITIONS]
+)
 def test_a_run_tells_who_holds_what(name, tiny_config, tmp_path):
     config = load_config(
         str(tiny_config), [f"federation.partition={name}", "federation.rounds=1", 'model.head="local"']
@@ -182,6 +184,7 @@ def test_settings_of_other_partitions_and_columns_of_none_are_refused(tiny_confi
     )
 
 
+@pytest.mark.slow
 def test_a_skewed_run_resumes_to_the_same_bits(tiny_config, tmp_path):
     config = load_config(
         str(tiny_config), ["federation.partition=dirichlet", "federation.partition_alpha=0.1", "federation.rounds=2"]

@@ -25,7 +25,7 @@ from tests.federation.test_run import adapter_bytes
 from tests.records import equal_records, records_of
 from tests.studies.written_runs import chart_data, report_of
 
-FIVE = ["federation.num_clients=5", "client.max_frequency_hz={uniform=[1e8, 2e8]}", "federation.rounds=4"]
+FIVE = ["federation.num_clients=5", "client.max_frequency_hz={uniform=[1e8, 2e8]}", "federation.rounds=3"]
 OVER = ['planner.frequency_policy="least-latency"', "federation.over_selection=0.5"]
 
 every_selection = pytest.mark.parametrize("name", SELECTIONS)
@@ -61,7 +61,7 @@ def test_a_round_is_that_of_the_chosen(name, config_of, tmp_path):
             assert client["energy_j"] is None
             assert ("chosen_by" in client) != ("shortfall" in client)
     # It goes on to the same bits, whatever it remembers.
-    list(islice(run(config, tmp_path / "broken"), 3))
+    list(islice(run(config, tmp_path / "broken"), 2))
     list(run(config, tmp_path / "broken", resume=True))
     assert equal_records(tmp_path / "broken") == equal_records(tmp_path / "run")
     assert adapter_bytes(tmp_path / "broken") == adapter_bytes(tmp_path / "run")
@@ -106,8 +106,9 @@ def test_the_average_weighs_the_chosen_by_their_samples(config_of):
 
 
 def test_all_per_round_is_the_run_of_before(tiny_config, tmp_path):
-    list(run(load_config(str(tiny_config)), tmp_path / "before"))
-    list(run(load_config(str(tiny_config), ["federation.clients_per_round=3"]), tmp_path / "all"))
+    two = "federation.rounds=2"
+    list(run(load_config(str(tiny_config), [two]), tmp_path / "before"))
+    list(run(load_config(str(tiny_config), [two, "federation.clients_per_round=3"]), tmp_path / "all"))
     assert equal_records(tmp_path / "all") == equal_records(tmp_path / "before")
     assert adapter_bytes(tmp_path / "all") == adapter_bytes(tmp_path / "before")
     for one in ("before", "all"):
@@ -135,7 +136,7 @@ def test_through_flower_only_the_chosen_are_asked_to_train(settings, config_of, 
 
     config = config_of(*settings)
     with flower(Five) as (connect, messengers):
-        list(islice(run(config, tmp_path / "flower", connect=connect), 3))
+        list(islice(run(config, tmp_path / "flower", connect=connect), 2))
         list(run(config, tmp_path / "flower", resume=True, connect=connect))
     list(run(config, tmp_path / "run"))
     mine, theirs = equal_records(tmp_path / "flower"), equal_records(tmp_path / "run")
@@ -307,15 +308,15 @@ def test_a_run_says_who_took_part(config_of, tmp_path):
     records = list(run(config, tmp_path / "run"))
     lines = "\n".join(round_lines(records, config)).splitlines()
     told = [line for line in lines if line.startswith("      chosen (random): ")]
-    assert len(told) == 4
+    assert len(told) == 3
     for record, line in zip(records[1:], told, strict=True):
         chosen = [client.client for client in record.planned if client.chosen]
         late = [client.client for client in record.planned if client.late]
         assert line == f"      chosen (random): {', '.join(map(str, chosen))}; of these {late[0]} came too late"
     page = report_of(tmp_path, tmp_path / "run")
     parts = {trace["name"]: trace["y"] for trace in chart_data(page)["binding"]}
-    assert parts["run, not chosen"] == [None, 2, 2, 2, 2]
-    assert parts["run, sat out"] == [None, 1, 1, 1, 1]  # the one that came too late
+    assert parts["run, not chosen"] == [None, 2, 2, 2]
+    assert parts["run, sat out"] == [None, 1, 1, 1]  # the one that came too late
 
 
 def test_settings_that_do_not_go_together_are_refused(tiny_config):
