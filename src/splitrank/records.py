@@ -47,6 +47,8 @@ class ClientPlan:
         binding: what blocks ``max_rank`` + 1.
         overhead_s: what an exchange takes that no rate explains [s]; left out where there is none.
         shortfall: left out where the client can take part.
+        chosen: whether it was chosen to take part; left out where everybody is asked.
+        chosen_by: what decided for or against it; left out where everybody is asked, or it cannot take part.
     """
 
     client: int
@@ -64,6 +66,8 @@ class ClientPlan:
     binding: str
     overhead_s: float | None = None
     shortfall: Shortfall | None = None
+    chosen: bool | None = None
+    chosen_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values by name; what is None by default is left out where it is None."""
@@ -86,6 +90,7 @@ class ClientRecord(ClientPlan):
         missed: why a participant gave no update.
         wall_latency_s, wall_compute_s, wall_energy_j: on real machines, what the round took, from sending to reply.
         personal_lost: whether it had lost what stays with it, and started that afresh.
+        late: whether its update came after enough others, where more clients were chosen than needed.
     """
 
     uplink_bits: float
@@ -99,6 +104,7 @@ class ClientRecord(ClientPlan):
     wall_compute_s: float | None = None
     wall_energy_j: float | None = None
     personal_lost: bool | None = None
+    late: bool | None = None
 
 
 _LEFT_OUT = frozenset(one.name for one in fields(ClientRecord) if one.default is None)
@@ -174,6 +180,12 @@ class RoundRecord:
             key: math.nan for key in ("accuracy", "loss", "macro_f1", "worst_client_accuracy") if plain[key] is None
         }
         return cls(**{**plain, **unknown, "clients": [_client_from(client) for client in plain["clients"]]})
+
+
+def listed(clients: Sequence[int]) -> str:
+    """Return up to ten clients' numbers for a sentence, and how many more there are."""
+    names = ", ".join(map(str, clients[:10]))
+    return names if len(clients) <= 10 else f"{names} and {len(clients) - 10:,} more"
 
 
 _MEASURED = ("accuracy", "loss", "macro_f1", "worst_client_accuracy")

@@ -46,11 +46,15 @@ def test_the_command_shows_the_same_without_a_model(tiny_config, monkeypatch):
     monkeypatch.setattr(model, "load_encoder", None)  # the trunk's weights
     shown = invoke("data", tiny_config, "--set", "model.max_length=8")
     assert shown.exit_code == 0, shown.stderr
-    texts, lengths, worth = [line for line in shown.stdout.splitlines() if not line.startswith("Warning")]
+    lines = [line for line in shown.stdout.splitlines() if not line.startswith("Warning")]
+    texts, lengths, worth, clients, first, *_ = lines
     assert texts.startswith("Texts: 192 training rows (train.csv), 64 test rows (test.csv); 4 classes: class-0 48, ")
     assert lengths.endswith("have more tokens than model.max_length = 8, and are cut there.")
     assert worth == "Always naming the largest class, class-0, is right for 25.0 % of the test rows."
+    assert (clients, len(lines)) == ("Clients: 3 with 64 training rows.", 7)
+    assert first == "  client 0: 64 rows, 4 of 4 classes: class-0 16, class-1 16, class-2 16, class-3 16"
     summary = json.loads(invoke("data", tiny_config, "--set", "model.max_length=8", "--json").stdout)
+    assert summary["clients"] == {"names": [], "counts": [[16] * 4] * 3, "moves": []}
     assert summary["classes"] == [f"class-{number}" for number in range(4)]
     assert summary["lengths"]["train_longer"] > 0
 

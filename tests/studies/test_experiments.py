@@ -107,6 +107,18 @@ def test_placement_has_its_baselines():
     assert centralised.config.federation.local_epochs == 2 * 5
     (full,) = [trial for trial in trials if trial.baseline == "full-fine-tuning"]
     assert full.config.model.trained_layers == "last:3"
+    # The baseline of one machine holds all rows and takes part in every round; full fine-tuning is a federation, too.
+    some = {
+        "federation.clients_per_round": 2, "federation.selection": "fair", "federation.partition": "pathological",
+        "federation.classes_per_client": 4,
+    }  # fmt: skip
+    by_baseline = {
+        trial.baseline: trial.config.federation
+        for trial in experiment_trials(read_study("small"), "placement", some, [0])
+    }
+    assert (by_baseline["centralised"].clients_per_round, by_baseline["centralised"].partition) == (None, "iid")
+    for baseline in ("", "full-fine-tuning"):
+        assert (by_baseline[baseline].clients_per_round, by_baseline[baseline].partition) == (2, "pathological")
 
 
 def test_what_does_not_exist_is_refused():

@@ -188,6 +188,17 @@ def test_the_chosen_point_lies_in_every_region(case):
             assert chosen_hz == region.drawn_hz
 
 
+def test_where_some_are_chosen_the_common_rank_is_theirs(tmp_path):
+    chosen = ["federation.num_clients=6", "federation.clients_per_round=2", "federation.selection=largest-rank"]
+    config = load_config("edge", chosen)
+    curves = plan_curves(config, 1)
+    middle = len(BUDGET_FACTORS) // 2
+    assert curves.over_latency.common_rank[middle] == curves.plan.largest_rank
+    assert curves.plan.largest_rank == curves.plan.max_rank[curves.plan.chosen].min() > curves.plan.max_rank.min()
+    plot_plan(config, 1, tmp_path / "plan.svg")
+    assert (tmp_path / "plan.svg").stat().st_size > 0
+
+
 def test_of_many_clients_the_weakest_are_shown():
     config = load_config("edge", MANY)
     curves = plan_curves(config, 1)

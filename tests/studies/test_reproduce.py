@@ -59,6 +59,10 @@ def test_costs_follow_from_the_count_of_operations():
     # evaluation, which does not grow with the training texts, is a third of training for each of 5 × 1,000 texts
     a_text = (two.training_flops - one.training_flops) / (4 * 120_000)
     assert one.training_flops == pytest.approx(a_text * (4 * 120_000 + 5 * 1000 / 3))
+    # of a round that takes one client of three, a third
+    third = trial_cost(with_values(config, {"federation.clients_per_round": 1}))
+    assert third.training_flops == pytest.approx(a_text * (4 * 40_000 + 5 * 1000 / 3))
+    assert third.cache_bytes == one.cache_bytes
     placements = small("placement")
     assert placements["trained_layers=first:3,seed=0"] > 2 * placements["trained_layers=last:3,seed=0"]
     assert trial_cost(load_config("paper", ["model.trained_layers=all"])).trunk_flops == 0

@@ -66,7 +66,12 @@ def data(config: ConfigArgument = "offline", overrides: SetOption = None, as_jso
             from splitrank.federation.data import data_summary
 
         summary = data_summary(settings)
-        lines = (*summary.reading_lines(), *summary.length_lines(), summary.worth_line())
+        lines = (
+            *summary.reading_lines(),
+            *summary.length_lines(),
+            summary.worth_line(),
+            *summary.client_lines(),
+        )
         print(json.dumps(summary.to_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 

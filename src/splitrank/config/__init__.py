@@ -19,11 +19,12 @@ from splitrank.config.layers import (
     with_values,
 )
 from splitrank.config.tables import AdapterTable, Config, FederationTable
-from splitrank.config.values import NoiseFigure, PerClient, Uniform
+from splitrank.config.values import ByColumn, NoiseFigure, PerClient, Uniform
 
 __all__ = [
     "PRESETS",
     "AdapterTable",
+    "ByColumn",
     "Config",
     "FederationTable",
     "NoiseFigure",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 LATER_KEYS = (
     "split",
-    *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "clients_per_round", "selection")),
-    *(f"federation.{key}" for key in ("over_selection", "merged_rank", "partition_parameters")),
+    *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "merged_rank")),
+    "federation.partition_parameters",
     *(f"planner.{key}" for key in ("bandwidth", "layers", "objective", "participation", "min_rank", "energy_policy")),
     *(f"radio.{key}" for key in ("servers", "antennas", "association", "access", "path_loss", "shadowing_db")),
     "train.proximal",
@@ -19,6 +19,5 @@ LATER_VALUES: dict[str, tuple[str, ...]] = {
     "federation.aggregation": (
         *("rolora", "flora", "raflora", "fedex", "fedsa", "hetlora", "fedsvd", "lora-a2", "median", "trimmed-mean"),
     ),
-    "federation.partition": ("dirichlet", "dirichlet-clients", "shards", "pathological", "quantity"),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from splitrank.config.conditions import quoted
 from splitrank.config.fields import settings_of, values_of
 from splitrank.config.tables import Config
+from splitrank.config.values import ByColumn
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
@@ -17,6 +18,8 @@ def broken_rules(config: Config) -> Iterable[str]:
     yield from _method_and_rule(config)
     yield from _planning(config)
     yield from _measured_numbers(config)
+    yield from _partition(config)
+    yield from _selection(config)
     yield from _empty_names(config)
 
 
@@ -81,6 +84,43 @@ def _measured_numbers(config: Config) -> Iterable[str]:
     if given and len(given) < len(measured):
         lacking = next(key for key in measured if key not in given)
         yield f"client.{lacking} must be given beside client.{given[0]}, got nothing; leave all out to measure them"
+
+
+def _partition(config: Config) -> Iterable[str]:
+    if isinstance(config.federation.partition, ByColumn) and config.data.name == "docstrings":
+        yield (
+            'federation.partition must be one by name for data.name = "docstrings", which has no columns, got '
+            f'{config.federation.partition}; try federation.partition = "dirichlet"'
+        )
+
+
+def _selection(config: Config) -> Iterable[str]:
+    federation, planner = config.federation, config.planner
+    wanted = federation.clients_per_round
+    if wanted is None:
+        return
+    if wanted > federation.num_clients:
+        yield (
+            f"federation.clients_per_round must be at most federation.num_clients = {federation.num_clients}, "
+            f"got {wanted}; leave it out for all"
+        )
+    if federation.min_clients > wanted:
+        yield (
+            f"federation.min_clients must be at most federation.clients_per_round = {wanted}, or no round would "
+            f"change the model, got {federation.min_clients}"
+        )
+    if not federation.over_selection:
+        return
+    if planner.where == "client":
+        yield (
+            'federation.over_selection must be 0 for planner.where = "client", where planned times stay with the '
+            f"clients, got {federation.over_selection:g}"
+        )
+    if planner.method != "random-frequency" and planner.frequency_policy == "least-energy":
+        yield (
+            'federation.over_selection must be 0 for planner.frequency_policy = "least-energy", with which all end '
+            f'at the deadline, got {federation.over_selection:g}; try planner.frequency_policy = "least-latency"'
+        )
 
 
 def _empty_names(config: Config) -> Iterable[str]:

@@ -33,6 +33,7 @@ from splitrank.config.values import (
     NotNegative,
     NotNegativePerClient,
     OpenShare,
+    PartitionBy,
     Positive,
     PositivePerClient,
     Separator,
@@ -55,6 +56,8 @@ _PLANS_RANK = left_out("adapter.rank")
 _DRAWS_GAINS = left_out("radio.uplink_gain", "radio.downlink_gain")
 _OWN_FILES = given("data.path")
 _OWN_COLUMNS = other_than("data.name", "docstrings")
+_SELECTS = given("federation.clients_per_round")
+_BY_DIRICHLET = ("dirichlet", "dirichlet-clients", "quantity")
 
 
 class Table(BaseModel):
@@ -147,7 +150,28 @@ class FederationTable(Table):
     num_clients: ClientCount = Field(3, description="number of clients")
     rounds: Count = Field(10, description="rounds of the run")
     local_epochs: Count = Field(1, description="passes of a client over its texts in a round")
-    partition: Literal["iid"] = Field("iid", description="who holds which rows, in one process")
+    partition: PartitionBy = Field(
+        "iid",
+        description='who holds which rows, where clients have no texts of their own. `"iid"`: equal shares of every '
+        'class; `"dirichlet"`: of each class shares drawn from Dir(α); `"dirichlet-clients"`: clients of equal size, '
+        'each with class shares drawn from Dir(α); `"shards"`: equal parts of the rows sorted by class, some for each; '
+        '`"pathological"`: so many classes for each, neighbours share some; `"quantity"`: amounts drawn from Dir(α), '
+        'equal class shares; `{column = "hospital"}`: the column of the training rows that names their client',
+    )
+    partition_alpha: Annotated[Positive, one_of("federation.partition", _BY_DIRICHLET)] = Field(
+        0.5, description="α: the smaller, the more the clients differ"
+    )
+    classes_per_client: Annotated[Count, one_of("federation.partition", ("pathological",))] = Field(
+        2, description="classes of each client"
+    )
+    shards_per_client: Annotated[Count, one_of("federation.partition", ("shards",))] = Field(
+        2, description="parts of each client"
+    )
+    partition_min_samples: Count = Field(
+        1,
+        description="training rows that every client must have; who was dealt fewer is given some of the largest "
+        "client's, which `manifest.json` tells. Rows are not taken from whom a column names",
+    )
     aggregation: Literal["fedavg", "ffa", "flexlora"] = Field(
         "fedavg",
         description='`"fedavg"`: averages every tensor, lora_A and lora_B apart; `"ffa"`: trains, sends and averages '
@@ -164,6 +188,21 @@ class FederationTable(Table):
         1,
         description="fewer updates than this leave the model as it is; through Flower a round also waits for so many "
         "clients",
+    )
+    clients_per_round: Count | None = Field(
+        None,
+        description="clients that a round takes, chosen among those who can take part; `radio.total_bandwidth_hz` is "
+        "shared by as many. Left out, all",
+    )
+    selection: Annotated[Literal["random", "round-robin", "largest-rank", "fair"], _SELECTS] = Field(
+        "random",
+        description='who is chosen: `"random"`: drawn; `"round-robin"`: in turn; `"largest-rank"`: who can do the '
+        'largest ranks, so that the weak may never be asked; `"fair"`: whoever was chosen least recently',
+    )
+    over_selection: Annotated[NotNegative, _SELECTS] = Field(
+        0.0,
+        description="share of clients that are chosen beyond `federation.clients_per_round`, 0.3 for 1.3 times as "
+        "many; the first by planned time are aggregated, what comes later is spent in vain",
     )
     join_s: NotNegative = Field(
         120.0, description="through Flower: seconds to wait for all clients before the run starts with those present"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -147,6 +147,24 @@ Gains = Annotated[
     _ListRead,
     Rule("a list of finite numbers, 0 or greater, one per client"),
     OnePerClient(),
+]
+
+
+class ByColumn(BaseModel):
+    """A column of the data names the client of each training row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    column: Annotated[str, Field(min_length=1)]
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return f'{{column = "{self.column}"}}'
+
+
+PartitionName = Literal["iid", "dirichlet", "dirichlet-clients", "shards", "pathological", "quantity"]
+PartitionBy = Annotated[
+    PartitionName | ByColumn,
+    Rule(f'one of {", ".join(map(repr, get_args(PartitionName)))} or {{column = "..."}}, a column of the data'),
 ]
 
 

@@ -13,6 +13,7 @@ from splitrank.federation.texts import TextStats
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
+from splitrank.learning.partition import Partition
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
 
@@ -21,12 +22,14 @@ from splitrank.planning.problem import Problem
 class NoUpdate:
     """A participant that gave no update, and why; ``wall`` as in :class:`Update`.
 
-    ``lost_merged`` says that it no longer has the merged parts that it was sent in earlier rounds.
+    ``lost_merged`` says that it no longer has the merged parts that it was sent in earlier rounds, ``late`` that its
+    update came after those of enough others.
     """
 
     reason: str
     wall: Mapping[str, float] = field(default_factory=dict)
     lost_merged: bool = False
+    late: bool = False
 
 
 class Clients(Protocol):
@@ -55,6 +58,10 @@ class Clients(Protocol):
     @property
     def texts(self) -> TextStats:
         """Amounts of text of each client."""
+
+    @property
+    def partition(self) -> Partition | None:
+        """Who holds which training rows; None where they are with the clients alone."""
 
     @property
     def trunk_computed(self) -> dict[str, bool]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from splitrank.config import Config
+from splitrank.config import ByColumn, Config
 from splitrank.errors import check_types
 from splitrank.federation import run_folder
+from splitrank.federation.partitions import partition_of
 from splitrank.learning.data import TextData, load_hub, load_path, take_rows
 from splitrank.learning.docstrings import load_docstrings
 from splitrank.learning.summary import DataSummary, summarise
@@ -38,17 +39,20 @@ def read_data(config: Config) -> TextData:
     """Load the texts that the settings name, and say nothing."""
     table, seed = config.data, config.run.seed
     text = list(table.text) if table.text else None
+    holder = config.federation.partition.column if isinstance(config.federation.partition, ByColumn) else None
     if table.path is not None:
         data = load_path(
-            table.path, text=text, label=table.label, form=table_format(config), test_share=table.test_share, seed=seed
-        )
+            table.path, text=text, label=table.label, holder=holder, form=table_format(config),
+            test_share=table.test_share, seed=seed,
+        )  # fmt: skip
     elif table.name == OFFLINE_DATA:
         data = load_docstrings()
     else:
         assert table.name is not None
         data = load_hub(
-            table.name, config=table.config, text=text, label=table.label, test_share=table.test_share, seed=seed
-        )
+            table.name, config=table.config, text=text, label=table.label, holder=holder,
+            test_share=table.test_share, seed=seed,
+        )  # fmt: skip
     return take_rows(data, table.train_rows, table.test_rows, seed)
 
 
@@ -69,6 +73,7 @@ def announced(data: TextData, *, resumes: Path | None = None) -> TextData:
 def data_summary(config: Config) -> DataSummary:
     """Return what a run would make of its data, without a model; without lengths where there is no tokenizer."""
     data = read_data(config)
+    dealt = partition_of(config, data)
     from transformers import AutoTokenizer
 
     from splitrank.learning.encoder import model_location, token_ids_of
@@ -79,7 +84,7 @@ def data_summary(config: Config) -> DataSummary:
     except Exception as error:  # transformers, the hub's client and the network stack share no base class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         _LOG.info(f"How long the texts are is not known without the tokenizer of {config.model.name}: {reason}")
-        return summarise(data)
+        return summarise(data, dealt)
     length = config.model.max_length
     train_ids, test_ids = (token_ids_of(tokenizer, texts, length) for texts in (data.train_texts, data.test_texts))
-    return summarise(with_lengths(data, tokenizer, length, train_ids, test_ids))
+    return summarise(with_lengths(data, tokenizer, length, train_ids, test_ids), dealt)

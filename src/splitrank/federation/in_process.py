@@ -16,6 +16,7 @@ from splitrank.federation.able import check_able
 from splitrank.federation.backlog import held_rows, merged_parts
 from splitrank.federation.costs import round_workload
 from splitrank.federation.model import Model, load_model, method_of
+from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import plan_round, round_problem
 from splitrank.federation.sizes import rank_cap, trained_part
 from splitrank.federation.state import State
@@ -26,7 +27,7 @@ from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
-from splitrank.learning.partition import partition_iid
+from splitrank.learning.partition import Partition
 from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.plan import Plan
@@ -41,7 +42,7 @@ class InProcessClients:
     Attributes:
         model: encoder and adapters, shared by all clients.
         rule: how their work is aggregated.
-        data: all labelled texts; ``train_rows`` and ``test_rows`` tell whose they are.
+        data: all labelled texts; ``partition`` and ``test_rows`` tell whose they are.
         texts: amounts of text per client, as the planner counts them.
     """
 
@@ -50,7 +51,7 @@ class InProcessClients:
     data: TextData
     train_outputs: TrunkOutputs
     test_outputs: TrunkOutputs
-    train_rows: Sequence[NDArray[np.int64]]
+    partition: Partition
     test_rows: Sequence[NDArray[np.int64]]
     texts: TextStats
 
@@ -58,6 +59,11 @@ class InProcessClients:
     def config(self) -> Config:
         """The settings, with nothing left to the machine or the data."""
         return self.model.config
+
+    @property
+    def train_rows(self) -> Sequence[NDArray[np.int64]]:
+        """Rows of the training texts of each client."""
+        return self.partition.rows
 
     @property
     def num_samples(self) -> list[int]:
@@ -85,7 +91,7 @@ class InProcessClients:
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan; whether the server or each client makes it is all the same here."""
-        return plan_round(self.config, problem, state.round + 1, require_all=False)
+        return plan_round(self.config, problem, state.round + 1, require_all=False, ledger=state.ledger)
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update]:
         """Train every participant of the plan, one after the other."""
@@ -109,21 +115,13 @@ class InProcessClients:
 
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the test texts."""
-        return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state)
+        class_counts = unequal_class_counts(self.partition)
+        return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state, class_counts)
 
     @property
     def trunk_computed(self) -> dict[str, bool]:
         """Whether the trunk's output had to be computed, rather than found in the cache."""
         return {"training": self.train_outputs.built, "test": self.test_outputs.built}
-
-
-def held_out_shares(config: Config, data: TextData) -> list[NDArray[np.int64]]:
-    """Return every client's share of the test texts, so that "the worst client" means something.
-
-    With fewer texts than clients some clients have none.
-    """
-    num_shares = min(config.federation.num_clients, len(data.test_labels))
-    return partition_iid(data.test_labels, num_shares, config.run.seed)
 
 
 def check_rule(rule: Rule, method: Method, config: Config) -> None:
@@ -209,7 +207,8 @@ def make_clients(
     is_own = rule is not None or method is not None
     rule, method = rule or RULES[config.federation.aggregation], method or method_of(config)
     check_rule(rule, method, config)
-    train_rows = partition_iid(data.train_labels, config.federation.num_clients, config.run.seed)
+    dealt = partition_of(config, data)
+    assert dealt is not None
     model = load_model(config, data.label_names, method)
     config = model.config
     if is_own:
@@ -217,7 +216,7 @@ def make_clients(
     train_ids, test_ids = model.tokenize(data.train_texts), model.tokenize(data.test_texts)
     data = model.measure(data, train_ids, test_ids)
     lengths = np.array([len(ids) for ids in train_ids], dtype=np.int64)
-    texts = text_stats([lengths[rows] for rows in train_rows])
+    texts = text_stats([lengths[rows] for rows in dealt.rows])
     workload = round_workload(config, model.shape, texts, rule=rule.traits)
     # Finds impossible quantities, and clients that never can take part, before any work is done.
     problem = round_problem(config, model.shape, workload, 1, require_all=False)
@@ -229,7 +228,7 @@ def make_clients(
         data=data,
         train_outputs=model.prepare(train_ids, "training texts"),
         test_outputs=model.prepare(test_ids, "test texts"),
-        train_rows=train_rows,
-        test_rows=held_out_shares(config, data),
+        partition=dealt,
+        test_rows=shares_to_test_on(config, data, dealt),
         texts=texts,
     )

@@ -102,7 +102,11 @@ def run(
             folder, state = run_folder.create(out, config, manifest), None
             held.callback(folder.close)
         _LOG.info(export_sentence(config))
-        _LOG.info(summarise(clients.data).worth_line())
+        summary = summarise(clients.data, clients.partition)
+        _LOG.info(summary.worth_line())
+        if config.federation.partition != "iid":
+            for line in summary.client_lines():
+                _LOG.info(line)
         if state is None:
             state, record = _round_zero(clients)
             _keep(folder, state, record, config)
@@ -167,7 +171,7 @@ def manifest_of(config: Config, clients: Clients) -> Manifest:
         "trunk_computed": clients.trunk_computed,
         **({"run_id": clients.run_id} if clients.run_id else {}),
         **_own_parts(clients),
-        "data_summary": summarise(clients.data).to_json(),
+        "data_summary": summarise(clients.data, clients.partition).to_json(),
     }
 
 

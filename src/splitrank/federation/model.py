@@ -158,18 +158,24 @@ class Model:
         return training.train(self.adapted, task, texts, rows, labels, self.local_training, throttle=throttle)
 
     def evaluate(
-        self, texts: TrunkOutputs, labels: NDArray[np.int64], shares: Sequence[NDArray[np.int64]], state: State
+        self,
+        texts: TrunkOutputs,
+        labels: NDArray[np.int64],
+        shares: Sequence[NDArray[np.int64]],
+        state: State,
+        class_counts: NDArray[np.int64] | None = None,
     ) -> Evaluation:
         """Evaluate the state on test texts; with personal tensors each client's share by that client's model."""
         if not state.local:
             load(self.adapted, state.adapter)
             logits = training.predict_logits(self.adapted, texts, np.arange(len(labels)), "evaluating")
         else:
+            class_counts = None
             logits = np.zeros((len(labels), self.encoder.model.config.num_labels), dtype=np.float32)
             for client, rows in enumerate(shares):
                 load(self.adapted, state.adapter, state.local[client])
                 logits[rows] = training.predict_logits(self.adapted, texts, rows, f"evaluating client {client}")
-        return training.classification_metrics(logits, labels, shares)
+        return training.classification_metrics(logits, labels, shares, class_counts)
 
     def count_hits(
         self,

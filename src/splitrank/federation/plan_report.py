@@ -9,6 +9,7 @@ from splitrank.config import Config
 from splitrank.errors import InputError, check_types
 from splitrank.federation.costs import preparation
 from splitrank.federation.problems import plan_round, planned_problem
+from splitrank.federation.selection import selects
 from splitrank.federation.sizes import (
     DEFAULT_NUM_LABELS,
     adapter_numbers,
@@ -18,7 +19,7 @@ from splitrank.federation.sizes import (
 )
 from splitrank.federation.texts import nominal_text_stats
 from splitrank.planning.plan import plan_json
-from splitrank.records import Shortfall, finite
+from splitrank.records import Shortfall, finite, listed
 
 Report = dict[str, Any]
 """A plan, or a part of one, in plain Python types, as `splitrank plan --json` prints it."""
@@ -30,7 +31,8 @@ def plan_report(config: Config, round: int) -> Report:
     Beside the plan it tells how many parameters are trained and sent: ``adapter_parameters_per_rank`` and
     ``head_parameters``, and ``adapter_parameters_constant`` where some do not depend on the rank; and where the frozen
     trunk is prepared outside the rounds, each client's ``preparation_s`` and ``preparation_j``. An infinite budget is
-    None.
+    None. Where a round takes fewer clients than there are, they are chosen as if nobody had been chosen before, which
+    is what a run's first round does; ``selection`` says how.
 
     Args:
         config: the settings.
@@ -44,7 +46,8 @@ def plan_report(config: Config, round: int) -> Report:
         raise InputError(f"round must be at least 1, got {round}; rounds count from 1")
     shape = encoder_shape(config)
     texts = nominal_text_stats(config)
-    problem = planned_problem(config, round, require_all=True)
+    chooses = selects(config)  # the plan is then that of the chosen, among those who can take part
+    problem = planned_problem(config, round, require_all=not chooses)
     plan = plan_round(config, problem, round, require_all=True)
     report = plan_json(plan, problem)
     numbers = adapter_numbers(config, shape)
@@ -68,6 +71,7 @@ def plan_report(config: Config, round: int) -> Report:
             "clients": clients,
             **({"adapter_parameters_constant": numbers.constant} if numbers.constant else {}),
             **(_able(config, round) if plan.status == "infeasible" else {}),
+            **({"selection": config.federation.selection} if chooses else {}),
         }
     )
     return plain
@@ -87,6 +91,9 @@ def _able(config: Config, round: int) -> Report:
     return {"able": {**report, "clients": parts[True], "sits_out": sits_out}}
 
 
+_REMEMBERS = ("round-robin", "fair")
+"""Selections that go by earlier rounds."""
+
 _COLUMNS = ("client", "max rank", "GHz", "compute s", "up s", "down s", "latency s", "energy J")
 
 
@@ -96,7 +103,7 @@ def plan_lines(report: Report) -> Iterator[str]:
     Where ranks differ from client to client they have a column of their own, and so have unequal energy budgets.
     """
     clients = report["clients"]
-    ranks = sorted({client["rank"] for client in clients})
+    ranks = sorted({client["rank"] for client in clients if client.get("chosen", True)}) or [0]
     ranks_differ = report["rank"] is None
     yield from _headlines(report, ranks)
     samples = sorted({client["samples"] for client in clients})
@@ -125,6 +132,11 @@ def plan_lines(report: Report) -> Iterator[str]:
         ]
         cells = "".join(f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
         yield f"{cells}  {client['binding']}"
+    if "selection" in report:
+        names = [client["client"] for client in clients if client["chosen"]]
+        taken = f"{len(names):,} of {len(clients):,} clients are chosen ({report['selection']})"
+        assumed = ", as in a run's first round" * (report["round"] > 1 and report["selection"] in _REMEMBERS)
+        yield f"{taken}{assumed}: {listed(names)}"
     for client in clients:
         if "shortfall" in client:
             yield f"client {client['client']} cannot take part: {Shortfall(**client['shortfall'])}"
@@ -140,15 +152,16 @@ def plan_lines(report: Report) -> Iterator[str]:
 def _able_lines(able: Report) -> Iterator[str]:
     ranks = sorted({client["rank"] for client in able["clients"]})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    names = [str(client["client"]) for client in able["clients"]]
-    shown = ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])} and {len(names) - 10} more"
-    yield f"a run goes on without: {rank} for {'client' if len(names) == 1 else 'clients'} {shown} ({able['status']})"
+    names = [client["client"] for client in able["clients"]]
+    clients = f"{'client' if len(names) == 1 else 'clients'} {listed(names)}"
+    yield f"a run goes on without: {rank} for {clients} ({able['status']})"
 
 
 def _headlines(report: Report, ranks: list[int]) -> Iterator[str]:
     """Yield what was planned, and how much of it is trained and sent."""
     if report["status"] == "infeasible":
-        yield "infeasible: not every client can take part within its budgets"
+        who = "no client" if "selection" in report else "not every client"
+        yield f"infeasible: {who} can take part within its budgets"
         return
     per_rank, constant = report["adapter_parameters_per_rank"], report.get("adapter_parameters_constant", 0)
     how = f"{report['status']}, {report['method']}"
@@ -157,7 +170,8 @@ def _headlines(report: Report, ranks: list[int]) -> Iterator[str]:
     elif report["rank"] is None:
         yield f"a rank for each client: {ranks[0]} to {ranks[-1]} ({how})"
     else:
-        yield f"rank {report['rank']} for all ({'fixed by adapter.rank' if report['rank_is_fixed'] else how})"
+        whom = "the chosen" if "selection" in report else "all"
+        yield f"rank {report['rank']} for {whom} ({'fixed by adapter.rank' if report['rank_is_fixed'] else how})"
     counts = [f"{constant + rank * per_rank:,}" for rank in dict.fromkeys((ranks[0], ranks[-1]))]
     each = f" ({per_rank:,} per rank)" if per_rank else ""
     yield (

@@ -6,6 +6,8 @@ This module loads neither torch nor transformers: `splitrank plan` lives on it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from splitrank.errors import ConfigError
 from splitrank.federation.costs import round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.radio import gains, noise_w, sub_bands_hz
+from splitrank.federation.selection import Ledger, choice_of, num_chosen, selects
 from splitrank.federation.sizes import NOTHING_MERGED, MergedParts, encoder_shape, fixed_rank, payload, rank_cap
 from splitrank.federation.texts import TextStats, nominal_text_stats
 from splitrank.planning import link
@@ -51,7 +54,7 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
 
     Args:
         require_all: whether all clients must take part. Otherwise a broadcast runs at the rate of the slowest client
-            that could take part at its own rate; one that could not even so holds nobody up.
+            that could take part at its own rate, chosen or not; one that could not even so holds nobody up.
     """
     radio, client, budget = config.radio, config.client, config.budget
     bandwidth_hz = sub_bands_hz(config)
@@ -59,11 +62,15 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
     uplink_gain, downlink_gain = gains(config, round)
     uplink_power_w = per_client(radio.uplink_power_w, "radio.uplink_power_w", config)
     downlink_power_w = per_client(radio.downlink_power_w, "radio.downlink_power_w", config)
-    downlink_bps = link.full_band_bps if radio.downlink == "broadcast" else link.shannon_bps
+    rate_bps = link.full_band_bps if radio.downlink == "broadcast" else link.shannon_bps
+    downlink_bps = rate_bps(bandwidth_hz, downlink_gain, downlink_power_w, downlink_noise_w)
+    if radio.downlink == "broadcast" and radio.total_bandwidth_hz is not None and selects(config):
+        # The whole band is that of as many as take part, not of all.
+        downlink_bps *= num_chosen(config) / config.federation.num_clients
     problem = _problem(
         workload=workload,
         uplink_bps=link.shannon_bps(bandwidth_hz, uplink_gain, uplink_power_w, uplink_noise_w),
-        downlink_bps=downlink_bps(bandwidth_hz, downlink_gain, downlink_power_w, downlink_noise_w),
+        downlink_bps=downlink_bps,
         uplink_power_w=uplink_power_w,
         capacitance=per_client(client.capacitance, "client.capacitance", config),
         max_frequency_hz=per_client(client.max_frequency_hz, "client.max_frequency_hz", config),
@@ -154,22 +161,39 @@ def planned_problem(config: Config, round: int, *, require_all: bool, turn: int 
 
 
 @_EXTREMES_ARE_INFEASIBLE
-def plan_round(config: Config, problem: Problem, round: int, *, require_all: bool) -> Plan:
-    """Choose ranks and every client's frequency for a round, by ``planner.method`` and ``planner.rank_policy``.
+def plan_round(
+    config: Config,
+    problem: Problem,
+    round: int,
+    *,
+    require_all: bool,
+    ledger: Ledger = MappingProxyType({}),
+    told_max_rank: IntArray | None = None,
+) -> Plan:
+    """Choose who takes part, ranks and every client's frequency for a round, as the settings say.
+
+    Where a round takes fewer clients than there are, they are chosen among those who can, and the plan is theirs.
 
     Args:
         require_all: whether a client that can do no rank, or not the fixed one, makes the whole plan infeasible (a
-            plan for all) or sits out (a run).
+            plan for all) or sits out (a run); of no effect where clients are chosen.
+        ledger: what is remembered of earlier rounds' choices; nothing before the first.
+        told_max_rank: as for :func:`make_plan`.
     """
     planner = config.planner
     frequency_hz = None
     if planner.method == "random-frequency":
         frequency_hz = draw_frequency_hz(problem, config.run.seed, round, planner.random_range)
-    return make_plan(
+    make = partial(
+        make_plan,
         problem,
         method=planner.method,
         frequency_policy=planner.frequency_policy,
         rank_policy=planner.rank_policy,
-        require_all=require_all,
         frequency_hz=frequency_hz,
+        told_max_rank=told_max_rank,
     )
+    if not selects(config):
+        return make(require_all=require_all)
+    choice = choice_of(config, make(require_all=False), ledger, round)
+    return replace(make(require_all=False, chosen=choice.chosen), reasons=choice.reasons)

@@ -8,18 +8,19 @@ from numpy.typing import NDArray
 from splitrank import units
 from splitrank.config import Config, NoiseFigure
 from splitrank.federation.per_client import per_client
+from splitrank.federation.selection import num_chosen
 from splitrank.planning import channel
 
 FloatArray = NDArray[np.float64]
 
 
 def sub_bands_hz(config: Config) -> FloatArray:
-    """Return B_i [Hz]: given per client, or an equal share of the total band."""
+    """Return B_i [Hz]: given per client, or an equal share of the total band for as many as a round takes."""
     radio = config.radio
     if radio.bandwidth_hz is not None:
         return per_client(radio.bandwidth_hz, "radio.bandwidth_hz", config)
     assert radio.total_bandwidth_hz is not None
-    return np.full(config.federation.num_clients, radio.total_bandwidth_hz / config.federation.num_clients)
+    return np.full(config.federation.num_clients, radio.total_bandwidth_hz / num_chosen(config))
 
 
 def noise_w(config: Config, bandwidth_hz: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from splitrank.config import Config
 from splitrank.federation.run_folder import largest_class_share
-from splitrank.records import RoundRecord
+from splitrank.records import RoundRecord, listed
 from splitrank.traits import METHOD_TRAITS
 
 _MACRO_F1 = f" {'macro F1':>9}"
@@ -34,6 +34,10 @@ def round_lines(rounds: Iterable[RoundRecord], config: Config, run: Path | None 
             for client in record.planned
             if client.shortfall is not None
         ]
+        if chosen := [client.client for client in record.planned if client.chosen]:
+            late = [client.client for client in record.planned if client.late]
+            came_late = f"; of these {listed(late)} came too late" if late else ""
+            lines.append(f"      chosen ({config.federation.selection}): {listed(chosen)}{came_late}")
         yield header + "\n".join(lines)
         header = ""
 

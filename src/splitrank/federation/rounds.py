@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from splitrank import streams
+from splitrank.config import Config
 from splitrank.errors import check_types
 from splitrank.federation.backlog import note_received, still_held
 from splitrank.federation.clients import Clients, NoUpdate
+from splitrank.federation.selection import ledger_after
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.distribute import distribute, merge_rest
 from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
@@ -27,7 +30,7 @@ from splitrank.records import ClientRecord, RoundRecord
 
 
 def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
-    """Draw channels, plan, resize, train, aggregate, evaluate.
+    """Draw channels, choose and plan, resize, train, aggregate, evaluate.
 
     A client that can do no rank this round sits out; a round in which nobody can take part leaves the model as it
     is and is recorded as infeasible. A participant that gives no update is left out, and the others are averaged
@@ -45,9 +48,11 @@ def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
     problem = clients.problem(state)
     plan = clients.plan(problem, state)
     state, problem, plan = keep_what_is_cut(state, problem, plan, clients)
+    state = replace(state, ledger=ledger_after(state.ledger, plan, state.round + 1))
     starts = starts_of(state, plan, clients)
     replies = clients.train(starts, plan, state) if starts.of else {}
-    updates, missed = split_replies(replies, clients.config.federation.min_clients)
+    in_time = first_replies(replies, plan, state.round + 1, clients.config)
+    updates, missed = split_replies(in_time, clients.config.federation.min_clients)
     state = note_received(state, replies, problem.num_clients)
     state, combined = aggregate(state, starts, updates, clients.rule)
     evaluation = clients.evaluate(state)
@@ -99,6 +104,25 @@ def starts_of(state: State, plan: Plan, clients: Clients) -> Starts:
     )
 
 
+def first_replies(
+    replies: Mapping[int, Update | NoUpdate], plan: Plan, round: int, config: Config
+) -> Mapping[int, Update | NoUpdate]:
+    """Return the replies with only as many updates as a round wants, the first by planned time; the others are late.
+
+    Bonawitz et al., "Towards federated learning at scale", MLSys 2019, choose 1.3 times as many devices as they want,
+    so that those who fail or are slow hold nobody up. Equal times follow a drawn order, stream (seed, "over-selection",
+    round).
+    """
+    updates = [client for client, reply in replies.items() if isinstance(reply, Update)]
+    wanted = config.federation.clients_per_round
+    if plan.chosen is None or wanted is None or len(updates) <= wanted:
+        return replies
+    drawn = streams.uniform_per_client(config.run.seed, "over-selection", round, len(plan.chosen))
+    by_time = sorted(updates, key=lambda client: (plan.latency_s[client], drawn[client]))
+    why = f"it came after the first {wanted} (federation.clients_per_round)"
+    return {**replies, **{client: NoUpdate(why, replies[client].wall, late=True) for client in by_time[wanted:]}}
+
+
 def split_replies(
     replies: Mapping[int, Update | NoUpdate], min_clients: int
 ) -> tuple[dict[int, Update], dict[int, NoUpdate]]:
@@ -145,13 +169,14 @@ def _client_records(
         records.append(
             ClientRecord(
                 **vars(planned),
-                uplink_bits=float(uplink_bits[client]) if update else 0.0,
+                uplink_bits=float(uplink_bits[client]) if update or (gone and gone.late) else 0.0,
                 downlink_bits=float(downlink_bits[client]) if reply else 0.0,
                 train_loss=update.train_loss if update else None,
                 samples=num_samples[client],
                 energy_budget_j=float(problem.energy_budget_j[client]),
                 dropped=update is None,
                 missed=gone.reason if gone else None,
+                late=True if gone and gone.late else None,
                 **told,
             )
         )

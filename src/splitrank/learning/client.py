@@ -344,14 +344,23 @@ def predict_logits(
 
 
 def classification_metrics(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], shares: Sequence[NDArray[np.int64]]
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    shares: Sequence[NDArray[np.int64]],
+    class_counts: NDArray[np.int64] | None = None,
 ) -> Evaluation:
     """Accuracy, mean cross-entropy, macro-averaged F1 and the worst client's accuracy.
+
+    With ``class_counts`` the worst client's accuracy is min_i Σ_c π_ic·acc_c, with acc_c the accuracy on all test texts
+    of class c, and π_ic the share that class c has of client i's training texts (of classes that are tested): a share
+    of the test texts for each client of very unequal classes would be empty or a handful.
 
     Args:
         logits: class scores, shape (num_texts, num_labels).
         labels: class indices, shape (num_texts,).
         shares: rows of the test split that stand for each client; a client without any is left out.
+        class_counts: training texts of each client in each class, shape (num_clients, num_labels), where one model
+            serves clients of unequal classes; None to go by ``shares``.
 
     Raises:
         RunError: the loss is not finite.
@@ -370,5 +379,15 @@ def classification_metrics(
         accuracy=float(right.mean()),
         loss=loss,
         macro_f1=float(np.mean(f1_scores)),
-        worst_client_accuracy=min(float(right[rows].mean()) for rows in shares if len(rows)),
+        worst_client_accuracy=_worst_by_class(right, labels, class_counts)
+        if class_counts is not None
+        else min(float(right[rows].mean()) for rows in shares if len(rows)),
     )
+
+
+def _worst_by_class(right: NDArray[np.bool_], labels: NDArray[np.int64], class_counts: NDArray[np.int64]) -> float:
+    tested = np.bincount(labels, minlength=class_counts.shape[1])
+    hits = np.bincount(labels, weights=right, minlength=class_counts.shape[1])
+    own = class_counts * (tested > 0)
+    own = own[own.sum(axis=1) > 0]
+    return float((own @ (hits / np.maximum(tested, 1)) / own.sum(axis=1)).min())

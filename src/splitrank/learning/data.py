@@ -84,6 +84,7 @@ class TextData:
         fingerprint: sha256 (hex) over texts, labels and names of both splits, in order.
         origin: where each split came from.
         lengths: None until the texts were tokenised.
+        train_holders: whose each training row is, where a column tells.
     """
 
     train_texts: list[str]
@@ -95,15 +96,19 @@ class TextData:
     fingerprint: str
     origin: Origin = Origin()
     lengths: TokenLengths | None = None
+    train_holders: tuple[str, ...] | None = None
 
 
 def text_data(train: Split, test: Split, label_names: list[str], source: str, origin: Origin | None = None) -> TextData:
     """Put two splits together and take their fingerprint."""
     content = [train.texts, train.labels.tolist(), test.texts, test.labels.tolist(), label_names]
+    if train.holders is not None:
+        content.append(list(train.holders))
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return TextData(
-        train.texts, train.labels, test.texts, test.labels, label_names, source, fingerprint, origin or Origin()
-    )
+        train.texts, train.labels, test.texts, test.labels, label_names, source, fingerprint, origin or Origin(),
+        train_holders=train.holders,
+    )  # fmt: skip
 
 
 def load_hub(
@@ -112,6 +117,7 @@ def load_hub(
     config: str | None = None,
     text: list[str] | None = None,
     label: str | None = None,
+    holder: str | None = None,
     test_share: float | None = None,
     seed: int = 0,
 ) -> TextData:
@@ -125,6 +131,7 @@ def load_hub(
         config: which of the data set's configurations, such as ``"sst2"``; None where it has one.
         text: columns to join by one space; ``["text"]`` if None.
         label: column of the class; ``"label"`` if None.
+        holder: column of the training rows that names their client; None without one.
         test_share: share of ``train`` to hold out, in (0, 1), where nothing else serves for testing; 0.2 if None.
         seed: the run's seed, for holding out.
 
@@ -140,7 +147,7 @@ def load_hub(
     wanted = columns_wanted(text, label)
     if "train" not in splits:
         raise InputError(f"data.name = {name!r} must have a split called train, got {', '.join(map(str, splits))}")
-    train = _hub_table(name, "train", splits["train"], wanted)
+    train = _hub_table(name, "train", splits["train"], columns_wanted(text, label, holder))
     tests = (_hub_table(name, split, splits[split], wanted) for split in ("test", *VALIDATION) if split in splits)
     feature = splits["train"].features.get(wanted[-1])
     order = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
@@ -150,7 +157,7 @@ def load_hub(
     place = f"the folder {Path(name).absolute()}" if Path(name).exists() else f"{name} from the Hugging Face hub"
     revision = f", revision {revisions.pop()}" if len(revisions) == 1 else ""
     source = f"{place}{f' ({config})' if config else ''}{revision}, datasets {datasets.__version__}"
-    return _checked(train, tests, text, label, order, test_share, seed, lambda _: source)
+    return _checked(train, tests, (text, label, holder), order, test_share, seed, lambda _: source)
 
 
 def load_path(
@@ -158,6 +165,7 @@ def load_path(
     *,
     text: list[str] | None = None,
     label: str | None = None,
+    holder: str | None = None,
     form: TableFormat | None = None,
     test_share: float | None = None,
     seed: int = 0,
@@ -176,6 +184,7 @@ def load_path(
         path: folder or file.
         text: columns to join by one space; ``["text"]`` if None.
         label: column of the class; ``"label"`` if None.
+        holder: column of the training rows that names their client; None without one.
         form: how the files are written, as far as they do not say so themselves.
         test_share: share of the rows to hold out, in (0, 1), where there is no test file; 0.2 if None.
         seed: the run's seed, for holding out.
@@ -187,13 +196,13 @@ def load_path(
     wanted = columns_wanted(text, label)
     files = SplitFiles.of(place) if place.is_dir() else None
     train_file = files.training_file() if files else place
-    train = read_table(train_file, wanted, form)
+    train = read_table(train_file, columns_wanted(text, label, holder), form)
     tests = (read_table(file, wanted, form) for file in (files.to_test_on() if files else ()))
 
     def source(test: Table | None) -> str:
         return f"{train_file.name} and {Path(test.name).name} of {place}" if test else str(train_file)
 
-    data = _checked(train, tests, text, label, None, test_share, seed, source)
+    data = _checked(train, tests, (text, label, holder), None, test_share, seed, source)
     if files is None:
         return data
     told = {data.origin.train, data.origin.test, *data.origin.passed_over}
@@ -261,7 +270,7 @@ def take_rows(data: TextData, train_rows: int | None, test_rows: int | None, see
     Raises:
         InputError: a number out of its range.
     """
-    train = Split(data.train_texts, data.train_labels)
+    train = Split(data.train_texts, data.train_labels, data.train_holders)
     test = Split(data.test_texts, data.test_labels)
     notes = []
     if train_rows is not None:
@@ -329,15 +338,15 @@ def _hub_table(name: str, split: str, rows: Any, wanted: Sequence[str]) -> Table
 def _checked(
     train: Table,
     tests: Iterator[Table],
-    text: list[str] | None,
-    label: str | None,
+    columns: tuple[list[str] | None, str | None, str | None],
     order: list[str] | None,
     test_share: float | None,
     seed: int,
     source_with: Callable[[Table | None], str],
 ) -> TextData:
     """Find what to test on, check the rows, hold out a test split if there is none."""
-    check_columns(train, text, label)
+    text, label, holder = columns
+    check_columns(train, text, label, holder)
     test, hidden = first_with_labels(tests, label, train)
     if test is not None and test_share is not None:
         raise InputError(
@@ -347,7 +356,7 @@ def _checked(
         raise InputError(
             _all_hidden(hidden, "remove it, or set data.test_share to hold out a share of the training rows")
         )
-    train_split, test_split, label_names = checked_splits(train, test, text, label, order)
+    train_split, test_split, label_names = checked_splits(train, test, text, label, order, holder)
     source, train_name = source_with(test), _short(train.name)
     notes = [*train.notes, *(test.notes if test else ()), *(f"{_short(name)} has no labels" for name in hidden)]
     passed_over = tuple(map(_short, hidden))

@@ -11,9 +11,40 @@ from numpy.typing import NDArray
 
 from splitrank.learning.classes import label_doubt
 from splitrank.learning.data import TextData, TokenLengths
+from splitrank.learning.partition import Move, Partition
 
 _MAX_LISTED = 10
 _MAX_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class ClientsSummary:
+    """What each client has of the training rows.
+
+    Attributes:
+        names: of the clients, where a column of the data names them.
+        counts: rows of each client in each class.
+        moves: rows that were given to clients with too few.
+    """
+
+    names: list[str]
+    counts: list[list[int]]
+    moves: list[Move]
+
+    def lines(self, classes: Sequence[str]) -> Iterator[str]:
+        """Yield one line for all, and one for each client; of many the first, and the range of the others."""
+        sizes = [sum(counts) for counts in self.counts]
+        yield f"Clients: {len(sizes):,} with {_range(sizes)} training rows."
+        for client, counts in enumerate(self.counts[:_MAX_LISTED]):
+            held = [label for label, count in enumerate(counts) if count]
+            name = f" ({_shown(self.names[client])})" if self.names else ""
+            listed = _listed([classes[label] for label in held], [counts[label] for label in held])
+            yield f"  client {client}{name}: {sizes[client]:,} rows, {len(held)} of {len(classes)} classes: {listed}"
+        if rest := sizes[_MAX_LISTED:]:
+            yield f"  and {len(rest):,} more with {_range(rest)} rows"
+        if self.moves:
+            moved, given_to = sum(move.rows for move in self.moves), len({move.to_client for move in self.moves})
+            yield f"  {moved:,} rows were given to {given_to:,} clients that had too few."
 
 
 @dataclass(frozen=True)
@@ -30,6 +61,7 @@ class DataSummary:
         lengths: what the tokenizer tells of the texts; None where they were not tokenised.
         notes: how files were read, as far as it is not plain.
         warnings: what may not be as meant.
+        clients: what each client has; None where the training rows are with the clients alone.
     """
 
     train_rows: int
@@ -44,6 +76,7 @@ class DataSummary:
     lengths: TokenLengths | None
     notes: list[str]
     warnings: list[str]
+    clients: ClientsSummary | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -63,6 +96,11 @@ class DataSummary:
         """Return what an accuracy must be measured against."""
         share = f"{100 * self.largest_class_share:.1f} %"
         return f"Always naming the largest class, {_shown(self.largest_class)}, is right for {share} of the test rows."
+
+    def client_lines(self) -> Iterator[str]:
+        """Yield what each client has, where it is known."""
+        if self.clients is not None:
+            yield from self.clients.lines(self.classes)
 
     def length_lines(self) -> Iterator[str]:
         """Yield what is known once the texts are tokenised: one line, and perhaps a warning."""
@@ -84,8 +122,8 @@ class DataSummary:
             )
 
 
-def summarise(data: TextData) -> DataSummary:
-    """Sum up a data set."""
+def summarise(data: TextData, dealt: Partition | None = None) -> DataSummary:
+    """Sum up a data set, and who holds which of its training rows."""
     num_classes, origin = len(data.label_names), data.origin
     train_counts, test_counts = (_counts(labels, num_classes) for labels in (data.train_labels, data.test_labels))
     largest = int(np.argmax(test_counts))
@@ -102,6 +140,7 @@ def summarise(data: TextData) -> DataSummary:
         lengths=data.lengths,
         notes=list(origin.notes),
         warnings=list(_warnings(data, train_counts if data.train_texts else test_counts)),
+        clients=None if dealt is None else ClientsSummary(list(dealt.names), dealt.counts.tolist(), list(dealt.moves)),
     )
 
 
@@ -131,6 +170,11 @@ def _listed(names: Sequence[str], counts: Sequence[int]) -> str:
         return ", ".join(shown)
     rest = [counts[index] for index in order[_MAX_LISTED:]]
     return f"{', '.join(shown)} and {len(rest):,} more of {min(rest):,} to {max(rest):,}"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _shown(name: str) -> str:

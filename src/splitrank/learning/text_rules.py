@@ -24,25 +24,32 @@ _NAMED_BY = {"header": "", "us": " (ours: the file has no header)", "settings": 
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and their classes, 0 to number of classes − 1, shape (num_rows,)."""
+    """Texts and their classes, 0 to number of classes − 1, shape (num_rows,); ``holders`` names whose each row is."""
 
     texts: list[str]
     labels: NDArray[np.int64]
+    holders: tuple[str, ...] | None = None
 
     def select(self, rows: NDArray[np.int64]) -> Split:
         """Keep these rows."""
-        return Split([self.texts[row] for row in rows], self.labels[rows])
+        holders = None if self.holders is None else tuple(self.holders[row] for row in rows)
+        return Split([self.texts[row] for row in rows], self.labels[rows], holders)
 
 
-def columns_wanted(text: list[str] | None, label: str | None) -> list[str]:
-    """Names of the text columns, then of the label column, with the defaults put in."""
+def columns_wanted(text: list[str] | None, label: str | None, holder: str | None = None) -> list[str]:
+    """Names of the text columns, of the column that names a row's client if there is one, then of the label column."""
     if text is not None and not text:
         raise InputError("data.text must name at least one column, got []")
-    return [*(text or ["text"]), label or "label"]
+    return [*(text or ["text"]), *([holder] if holder else []), label or "label"]
 
 
 def checked_splits(
-    train: Table, test: Table | None, text: list[str] | None, label: str | None, order: list[str] | None = None
+    train: Table,
+    test: Table | None,
+    text: list[str] | None,
+    label: str | None,
+    order: list[str] | None = None,
+    holder: str | None = None,
 ) -> tuple[Split, Split | None, list[str]]:
     """Turn tables into texts and classes, or say what is wrong with them.
 
@@ -52,6 +59,7 @@ def checked_splits(
         text: the text columns; ``["text"]`` if None.
         label: the label column; ``"label"`` if None.
         order: the order of the class names where the source declares one.
+        holder: the column that names a training row's client, None without one.
 
     Returns:
         the training split, the test split and the class names.
@@ -62,7 +70,8 @@ def checked_splits(
     """
     train_texts, train_names = texts_of(train, text), _labels(train, label)
     classes = decide_classes(train, train_names, order)
-    train_split = Split(train_texts, encode(train, train_names, classes))
+    holders = None if holder is None else tuple(_holders(train, holder))
+    train_split = Split(train_texts, encode(train, train_names, classes), holders)
     if test is None:
         return train_split, None, classes
     rule, hint = "a test label must also occur in the training rows", f"; the training labels are {_listed(classes)}"
@@ -119,8 +128,8 @@ def first_with_labels(
     return None, hidden
 
 
-def check_columns(table: Table, text: list[str] | None, label: str | None) -> None:
-    """Check that a table has the columns of texts and labels.
+def check_columns(table: Table, text: list[str] | None, label: str | None, holder: str | None = None) -> None:
+    """Check that a table has the columns of texts and labels, and the one that names a row's client.
 
     Raises:
         InputError: one is missing.
@@ -128,14 +137,19 @@ def check_columns(table: Table, text: list[str] | None, label: str | None) -> No
     for name in text or table.text_columns:
         _column(table, name, "data.text")
     _column(table, label or "label", "data.label")
+    if holder is not None:
+        _column(table, holder, _HOLDER_KEY, f'{_HOLDER_KEY} = {{column = "..."}}')
 
 
-def _column(table: Table, name: str, key: str) -> list[Any]:
+_HOLDER_KEY = "federation.partition"
+
+
+def _column(table: Table, name: str, key: str, example: str = 'data.text=["..."] data.label="..."') -> list[Any]:
     if name not in table.columns:
         raise InputError(
             f"{table.name}: {key} must name one of the columns {_listed(table.column_names)}"
             f"{_NAMED_BY[table.names_from]}, got {name!r}{''.join(f' ({note})' for note in table.notes)}; "
-            'name yours like data.text=["..."] data.label="..."'
+            f"name yours like {example}"
         )
     return table.columns[name]
 
@@ -191,21 +205,28 @@ def _is_unicode(text: str) -> bool:
 
 def _labels(table: Table, label: str | None) -> list[str]:
     """Return the label column of a table as strings."""
-    values = _column(table, label or "label", "data.label")
+    return _names(table, _column(table, label or "label", "data.label"), "a label")
+
+
+def _holders(table: Table, holder: str) -> list[str]:
+    """Return the column that names a row's client as strings; 1 is 1.0, as for labels."""
+    names = _names(table, _column(table, holder, _HOLDER_KEY), f"a value of the column {holder!r}")
+    return [plain_label(name) for name in names]
+
+
+def _names(table: Table, values: list[Any], what: str) -> list[str]:
     strange = [row for row, value in enumerate(values) if not isinstance(value, str | bool | int | float | None)]
     if strange:
         kind = type(values[strange[0]]).__name__
-        raise InputError(f"{table.name}, {table.rows(strange)}: a label must be a string or a number, got {kind}")
+        raise InputError(f"{table.name}, {table.rows(strange)}: {what} must be a string or a number, got {kind}")
     names = ["" if _is_missing(value) else str(value).strip() for value in values]
     broken = [row for row, name in enumerate(names) if not _is_unicode(name)]
     if broken:
-        raise InputError(
-            f"{table.name}, {table.rows(broken)}: a label must be valid Unicode, got half a surrogate pair"
-        )
+        raise InputError(f"{table.name}, {table.rows(broken)}: {what} must be valid Unicode, got half a surrogate pair")
     missing = [row for row, name in enumerate(names) if not name]
     if missing:
         raise InputError(
-            f"{table.name}, {table.rows(missing)}: a label must not be empty or missing; fill it or drop the row"
+            f"{table.name}, {table.rows(missing)}: {what} must not be empty or missing; fill it or drop the row"
         )
     return names
 

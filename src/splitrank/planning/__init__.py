@@ -1,5 +1,5 @@
 """What fits the budgets: channels and links, workloads and the costs of adapter methods, P1, its solvers and plans.
 
 ``channel``, ``link`` · ``flops``, ``costs``, ``workload`` · ``quantities`` (numbers that people give),
-``problem``, ``solvers``, ``plan``.
+``problem``, ``solvers``, ``selection``, ``plan``.
 """

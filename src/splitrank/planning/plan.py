@@ -65,6 +65,8 @@ class Plan:
         binding: what blocks ``max_rank`` + 1, for every client: ``"rank-cap"``, ``"latency"`` (airtime alone),
             ``"energy"`` or ``"frequency"`` (the processor at full speed).
         shortfalls: what blocks each client that cannot take part, and by how much.
+        chosen: clients that were asked to take part; None where all are.
+        reasons: what decided for or against each client; empty where all are asked.
     """
 
     status: Literal["optimal", "feasible", "infeasible"]
@@ -82,6 +84,8 @@ class Plan:
     energy_j: FloatArray
     binding: NDArray[np.str_]
     shortfalls: Shortfalls
+    chosen: BoolArray | None = None
+    reasons: tuple[str, ...] = ()
 
     @property
     def largest_rank(self) -> int:
@@ -132,6 +136,7 @@ def make_plan(
     require_all: bool = True,
     frequency_hz: FloatArray | None = None,
     told_max_rank: IntArray | None = None,
+    chosen: BoolArray | None = None,
 ) -> Plan:
     """Plan one round: the largest rank, common or each client's own, and a frequency for every client.
 
@@ -180,6 +185,8 @@ def make_plan(
             for one that can do none, or did not answer. That P1 falls apart into one problem per device is the closing
             remark of section IV of Xie and Wen. Frequencies, and what they cost, then stay with the clients: NaN here,
             and "private" for what binds.
+        chosen: who is asked to take part, bool, shape (I,); everybody if None. Nobody else's rank counts for the common
+            one, nor can it make the plan infeasible.
 
     Returns:
         the plan; an infeasible one has no participants, all of whose ranks are 0.
@@ -190,8 +197,10 @@ def make_plan(
             there is no time limit.
     """
     is_private = told_max_rank is not None
-    chosen = {"method": method, "frequency_policy": frequency_policy, "rank_policy": rank_policy}
-    problems = _broken_choices(problem, chosen, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank})
+    choices = {"method": method, "frequency_policy": frequency_policy, "rank_policy": rank_policy}
+    problems = _broken_choices(
+        problem, choices, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen}
+    )
     if problems:
         raise ValueError("\n".join(problems))
     if told_max_rank is not None:
@@ -200,7 +209,9 @@ def make_plan(
         max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
 
     able = max_rank >= problem.rank_floor
-    participants = np.zeros_like(able) if require_all and not np.all(able) else able
+    everybody = np.ones_like(able)
+    asked = everybody if chosen is None else chosen
+    participants = np.zeros_like(able) if require_all and not np.all(able[asked]) else able & asked
     planned = bool(np.any(participants))
     allowed = np.minimum(max_rank, problem.rank_ceiling)
     if rank_policy == "common":
@@ -215,7 +226,6 @@ def make_plan(
     low_hz, high_hz = (private, private) if is_private else frequency_range_hz(problem, at_rank)
     planned_hz = low_hz if frequency_policy == "least-energy" else high_hz
     chosen_hz = taking_part(planned_hz if frequency_hz is None else frequency_hz)
-    everybody = np.ones_like(able)
     return Plan(
         status="infeasible" if not planned else "optimal" if method in OPTIMAL_SOLVERS else "feasible",
         method=method,
@@ -232,6 +242,7 @@ def make_plan(
         energy_j=energy_j(problem, at_rank, chosen_hz),
         binding=np.full(problem.num_clients, "private") if is_private else binding(problem, max_rank, frequency_hz),
         shortfalls=shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz),
+        chosen=chosen,
     )
 
 
@@ -258,6 +269,8 @@ def client_plans(plan: Plan, problem: Problem) -> list[ClientPlan]:
             binding=str(plan.binding[i]),
             overhead_s=float(problem.overhead_s[i]) or None,
             shortfall=_shortfall(plan.shortfalls, i),
+            chosen=None if plan.chosen is None else bool(plan.chosen[i]),
+            chosen_by=plan.reasons[i] or None if plan.reasons else None,
         )
         for i in range(problem.num_clients)
     ]

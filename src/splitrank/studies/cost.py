@@ -21,6 +21,7 @@ from splitrank import placement, streams
 from splitrank.config import Config, with_values
 from splitrank.federation.costs import round_workload
 from splitrank.federation.model import method_of
+from splitrank.federation.selection import num_chosen
 from splitrank.federation.sizes import encoder_shape
 from splitrank.federation.texts import nominal_text_stats
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
@@ -68,8 +69,9 @@ def trial_cost(config: Config) -> TrialCost:
     rank = float(config.adapter.rank or mean_planned_rank(config, _DRAWS))
     train_texts, test_texts = texts.samples.sum(), config.data.test_rows or _TEST_TEXTS
     rounds = config.federation.rounds
-    a_round = float(round_workload(counted, shape, texts).cycles(np.array(max(rank, 1.0))).sum())
-    a_text = a_round / config.federation.local_epochs / train_texts
+    everybody = float(round_workload(counted, shape, texts).cycles(np.array(max(rank, 1.0))).sum())
+    a_text = everybody / config.federation.local_epochs / train_texts
+    a_round = everybody * num_chosen(config) / config.federation.num_clients
     cut_layer = placement.layer_indices(config.model.trained_layers, shape.num_layers)[0]
     one = np.ones(1)
     trunk_of_a_text = float(
@@ -131,7 +133,8 @@ def calibrate(config: Config) -> Speed:
     one = with_values(
         config,
         {"federation.num_clients": 1, "client.samples": _BATCH, "federation.rounds": 1, "federation.local_epochs": 1,
-         "adapter.rank": 16, "data.test_rows": _BATCH},
+         "federation.clients_per_round": None, "federation.min_clients": 1, "adapter.rank": 16,
+         "data.test_rows": _BATCH},
     )  # fmt: skip
     cost = trial_cost(one)
     return Speed(
@@ -231,4 +234,5 @@ def _rank_text(config: Config) -> str:
 
 def _texts_trained(config: Config) -> int:
     federation = config.federation
-    return int(nominal_text_stats(config).samples.sum()) * federation.rounds * federation.local_epochs
+    texts = nominal_text_stats(config).samples.sum() * num_chosen(config) / federation.num_clients
+    return int(texts) * federation.rounds * federation.local_epochs

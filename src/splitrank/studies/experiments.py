@@ -101,11 +101,22 @@ def experiment_trials(study: Study, experiment: str, overrides: Mapping[str, Any
     if experiment == "placement":
         federation = found[0].config.federation
         passes = federation.rounds * federation.local_epochs
-        found += make_trials(study.base, layers, [_centralised(passes)], seeds, "centralised")
+        alone = [{key: value for key, value in layer.items() if key not in _OF_SEVERAL_CLIENTS} for layer in layers]
+        found += make_trials(study.base, alone, [_centralised(passes)], seeds, "centralised")
         own = {key: value for key, value in flatten(tables["full-fine-tuning"]).items() if key not in overrides}
         full = {"model.trained_layers": BASELINE_LAYERS, **own}
         found += make_trials(study.base, layers, [full], seeds, "full-fine-tuning")
     return found
+
+
+_OF_SEVERAL_CLIENTS = frozenset(
+    f"federation.{key}"
+    for key in (
+        *("partition", "partition_alpha", "classes_per_client", "shards_per_client", "partition_min_samples"),
+        *("clients_per_round", "selection", "over_selection", "min_clients"),
+    )
+)
+"""Settings that mean nothing where there is one client."""
 
 
 def _centralised(passes: int) -> Settings:

@@ -170,8 +170,10 @@ def _smallest(max_rank: IntArray, most: int) -> IntArray:
 
 
 def _ranks(config: Config, problems: Iterable[Problem], round: int, clients: IntArray) -> tuple[IntArray, IntArray]:
-    plans = [plan_round(config, problem, round, require_all=True).max_rank for problem in problems]
-    return np.array([max_rank[clients] for max_rank in plans]), np.array([max_rank.min() for max_rank in plans])
+    plans = [plan_round(config, problem, round, require_all=True) for problem in problems]
+    own = np.array([plan.max_rank[clients] for plan in plans])
+    asked = [plan.max_rank if plan.chosen is None else plan.max_rank[plan.chosen] for plan in plans]
+    return own, np.array([max_rank.min() if len(max_rank) else 0 for max_rank in asked])
 
 
 def _regions(config: Config, problem: Problem, plan: Plan, round: int) -> tuple[Region, ...]:

@@ -22,6 +22,7 @@ from splitrank.federation.export_forms import export_folder, export_text
 from splitrank.files import write_atomically
 from splitrank.studies.report_charts import ACCURACY, BITS, JOULES, SECONDS, Line, charts_of, line_of, plain
 from splitrank.studies.report_page import MISSING, NO_RANK, number_cell, page, table, text_cell
+from splitrank.studies.report_shares import share_charts
 from splitrank.studies.run_reader import RecordedRun, read_run
 from splitrank.studies.sweep import Settings, trial_name
 from splitrank.studies.totals import Aggregate, best_accuracy, last_accuracy, mean_rank, slowest, total
@@ -106,7 +107,7 @@ def write_report(runs: Sequence[RecordedRun], path: Path, title: str) -> None:
     content = page(
         title,
         lines,
-        charts_of(lines),
+        [*charts_of(lines), *share_charts(lines)],
         facts=_facts(runs, lines),
         summary=_summary("What was reached, and what it cost", lines),
         details=_details(runs, lines),

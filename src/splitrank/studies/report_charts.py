@@ -16,9 +16,9 @@ import pandas as pd
 from splitrank.studies.run_reader import RecordedRun
 
 NUM_COLOURS, NUM_SYMBOLS = 8, 8
-_SAT_OUT = "sat out"
-FILLINGS = ("latency", "energy", "frequency", "rank-cap", "other", _SAT_OUT)
-"""Parts of a bar: clients held back by a constraint, and those that sat out."""
+_SAT_OUT, _PASSED_OVER = "sat out", "not chosen"
+FILLINGS = ("latency", "energy", "frequency", "rank-cap", "other", _SAT_OUT, _PASSED_OVER)
+"""Parts of a bar: clients held back by a constraint, those that sat out, and those that were not chosen."""
 
 # Above these a line for every client is a tangle; the page then draws their mean and their range.
 _MAX_CLIENTS, _MAX_CLIENT_LINES = NUM_SYMBOLS, 24
@@ -106,7 +106,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its name in the page, its heading, how to read it, and all that is drawn. Texts are not escaped."""
+    """One chart: its name in the page, its heading, how to read it, and all that is drawn. Texts are not escaped.
+
+    Numbers go over rounds, or ``over`` clients.
+    """
 
     key: str
     title: str
@@ -114,6 +117,7 @@ class Chart:
     quantity: Quantity
     series: Sequence[Series]
     is_stacked: bool = False
+    over: str = "round"
 
     @property
     def is_empty(self) -> bool:
@@ -142,11 +146,15 @@ def _clients(run: RecordedRun) -> pd.DataFrame:
     clients, limit_s = run.clients, run.config.budget.latency_s
     is_trained = clients.index > 0
     is_limited = math.isfinite(limit_s) and clients["latency_s"].notna().any()
-    sat_out = clients["dropped"] & clients["binding"].notna()
+    passed_over = clients["passed_over"]
+    sat_out = clients["dropped"] & clients["binding"].notna() & ~passed_over
     return clients.assign(
         rank=clients["rank"].where(is_trained, 0.0) if run.has_rank else math.nan,
         latency_budget_s=pd.Series(limit_s if is_limited else math.nan, clients.index, float).where(is_trained),
-        held_by=clients["binding"].where(~sat_out, _SAT_OUT).where(sat_out | run.has_rank),
+        held_by=clients["binding"]
+        .where(~sat_out, _SAT_OUT)
+        .where(~passed_over, _PASSED_OVER)
+        .where(sat_out | passed_over | run.has_rank),
     )
 
 
@@ -223,27 +231,30 @@ def _limits(lines: Sequence[Line]) -> Chart:
     found = {name for line in lines for key in ("held_by", *["binding"] * line.has_rank)
              for name in line.clients[key].dropna()}  # fmt: skip
     others = sorted(found - set(FILLINGS))
-    held = [name for name in FILLINGS[:-1] if name in found] + others + [_SAT_OUT] * (_SAT_OUT in found)
+    absent = [name for name in (_SAT_OUT, _PASSED_OVER) if name in found]
+    held = [name for name in FILLINGS if name in found and name not in absent] + others + absent
     series = []
     for index, line in enumerate(lines):
         planned = line.clients[line.clients["binding"].notna()]
         for what in held:
             filling = FILLINGS.index("other" if what in others else what)
-            rows = planned if what == _SAT_OUT else planned[planned["held_by"].notna()]
+            rows = planned if what in absent else planned[planned["held_by"].notna()]
             # Of several runs the mean number per run.
             counts = (rows["held_by"] == what).groupby(level=0).sum() / line.rounds.groupby(level=0).size()
-            one = _series(line, index, counts, CLIENTS, f", {'' if what == _SAT_OUT else 'limited by '}{what}",
+            one = _series(line, index, counts, CLIENTS, f", {'' if what in absent else 'limited by '}{what}",
                           filling=filling, key=", ".join(others) if what in others else what)  # fmt: skip
             if len(lines) == 1:
                 one = replace(one, colour=filling)
             if what == _SAT_OUT and len(line.runs) == 1:
-                one = replace(one, numbers=_with_names(one.numbers, planned[planned["dropped"]]))
+                one = replace(one, numbers=_with_names(one.numbers, planned[planned["held_by"] == _SAT_OUT]))
             series.append(one)
     note = "What stands in the way of a client's next higher rank."
     if _SAT_OUT in found:
         note += " Clients that sat the round out are counted on top, and only there."
     else:
         note += " No client sat a round out."
+    if _PASSED_OVER in found:
+        note += " Clients that could have taken part and were not chosen are counted likewise."
     note += _rankless(lines, "so that only who sits out is counted")
     if any(len(line.runs) > 1 for line in lines):
         note += " For several runs: the mean number per run."

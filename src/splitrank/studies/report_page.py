@@ -38,7 +38,7 @@ _LIGHT = {name: light for name, (light, _) in _COLOURS.items()}
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
 _SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "x": "✖", "star": "★",
             "triangle-down": "▼"}  # fmt: skip
-_PATTERNS = ("", "/", "x", ".", "|", "-")
+_PATTERNS = ("", "/", "x", ".", "|", "-", "\\", "+")
 _AXIS = {"gridcolor": _LIGHT["grid"], "linecolor": _LIGHT["grid"], "zerolinecolor": _LIGHT["grid"], "automargin": True}
 _LAYOUT = {
     "font": {"family": _FONT, "size": 13, "color": _LIGHT["text"]},
@@ -58,7 +58,8 @@ _CONFIG = {
     "displaylogo": False,
     "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 }
-_HOVER = "<b>%{fullData.name}</b><br>round %{x}<br>%{text}<extra></extra>"
+_HOVER = "<b>%{fullData.name}</b><br>OVER %{x}<br>%{text}<extra></extra>"
+_WHERE = {"round": "in round", "client": "of client"}
 _MAX_MARKED_ROUNDS, _MAX_LARGE_MARKED_ROUNDS = 200, 40
 _MAX_HOVER_NAME = 60
 _MAX_DESCRIBED = 6
@@ -88,7 +89,8 @@ def page(
         summary: the table on top.
         details: caption → a further table, folded away under it.
     """
-    rounds = [round for chart in charts for series in chart.series for round in series.numbers.index]
+    of_rounds = [chart for chart in charts if chart.over == "round"]
+    rounds = [round for chart in of_rounds for series in chart.series for round in series.numbers.index]
     colours = [" ".join(f"--{name}: {colours[night]};" for name, colours in _COLOURS.items()) for night in (0, 1)]
     content = Template((resources.files("splitrank.studies") / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
@@ -147,7 +149,7 @@ def _folded(summary: str, content: str) -> str:
 
 
 def _numbers_table(chart: Chart) -> str:
-    """Return the chart's numbers: a row for every round, a column for every line, three where a range is drawn."""
+    """Return the chart's numbers: a row for every round or client, a column for every line, three with a range."""
     columns = []
     for series in chart.series:
         ends = {": mean": "mean", ": lowest": "min", ": highest": "max"}
@@ -159,7 +161,7 @@ def _numbers_table(chart: Chart) -> str:
             columns.append(pd.Series(cells, index=values.index, name=series.name + suffix, dtype=object))
     cells = pd.concat(columns, axis=1).reindex(sorted({round for one in chart.series for round in one.numbers.index}))
     cells = cells.set_axis([number_cell(round, str(round)) for round in cells.index])
-    return table(f"{chart.title}: {chart.quantity.axis}", cells.rename_axis(columns="round"))
+    return table(f"{chart.title}: {chart.quantity.axis}", cells.rename_axis(columns=chart.over))
 
 
 # ---- charts
@@ -211,23 +213,27 @@ def _keys(chart: Chart, num_lines: int) -> str:
 
 def _description(chart: Chart) -> str:
     """Return the chart in words: its axes, and where each line starts and ends."""
-    sentences = [f"{'Stacked bars' if chart.is_stacked else 'Line chart'}: {chart.quantity.axis} over rounds."]
+    kind, where = "Stacked bars" if chart.is_stacked else "Line chart", _WHERE[chart.over]
+    sentences = [f"{kind}: {chart.quantity.axis} over {chart.over}s."]
     for series in [one for one in chart.series if one.is_recorded][:_MAX_DESCRIBED]:
         texts = series.numbers["text"][series.numbers["mean"].notna()]
-        ends = (f"{texts[round]} in round {round}" for round in texts.index[[0, -1]])
+        ends = (f"{texts[place]} {where} {place}" for place in texts.index[[0, -1]])
         sentences.append(f"{series.name}: {', '.join(ends)}.")
     return " ".join([*sentences, "All numbers are in the table below."])
 
 
 def _figure(chart: Chart, num_lines: int, first: int, last: int) -> go.Figure:
-    """Return the figure in the colours of the day, over the rounds from ``first`` to ``last``."""
+    """Return the figure in the colours of the day, over the rounds from ``first`` to ``last``, or all clients shown."""
+    if chart.over != "round":
+        first, last = 0, max(len(series.numbers) for series in chart.series) - 1
     margin = max(0.6, 0.02 * last)  # half a bar
     tops = [series.numbers["max"] for series in chart.series]
     if chart.is_stacked:
-        tops = [sum(one.numbers["max"] for one in chart.series if one.line == line) for line in range(num_lines)]
+        found = dict.fromkeys(one.line for one in chart.series)
+        tops = [sum(one.numbers["max"] for one in chart.series if one.line == line) for line in found]
     quantity = chart.quantity
     xaxis = {
-        "title": {"text": "round"},
+        "title": {"text": chart.over},
         "range": [first - margin, last + margin],
         "dtick": _whole_step(last),
         "zeroline": False,
@@ -240,7 +246,10 @@ def _figure(chart: Chart, num_lines: int, first: int, last: int) -> go.Figure:
     }
     figure = go.Figure(layout={**_LAYOUT, "xaxis": _AXIS | xaxis, "yaxis": _AXIS | yaxis})
     figure.add_traces([_band(one, num_lines) for one in chart.series if one.is_range and one.dash != "dot"])
-    figure.add_traces([trace for one in chart.series for trace in (_bar(one) if chart.is_stacked else _line(one))])
+    hover = _HOVER.replace("OVER", chart.over)
+    for series in chart.series:
+        for trace in _bar(series) if chart.is_stacked else _line(series):
+            figure.add_trace(trace.update(hovertemplate=hover))
     return figure
 
 
@@ -262,7 +271,6 @@ def _trace(series: Series, key: str = "mean") -> dict[str, object]:
         "x": series.numbers.index.tolist(),
         "y": _values(series.numbers[key]),
         "text": [escape(text) for text in series.numbers["text"]],
-        "hovertemplate": _HOVER,
         "hoverlabel": {"bordercolor": _colour(series)},
         "meta": {"line": series.line},
         "visible": True,

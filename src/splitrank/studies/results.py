@@ -42,7 +42,7 @@ def trial_line(trial: Trial, run: RecordedRun) -> dict[str, object]:
         "worst_client_accuracy": finite_or_none(last["worst_client_accuracy"]),
         "mean_rank": mean_rank(run),
         "mean_max_rank": mean_of(run.clients["max_rank"]),
-        "client_rounds_missed": int(run.clients["dropped"].sum()),
+        "client_rounds_missed": int((run.clients["dropped"] & ~run.clients["passed_over"]).sum()),
         "latency_s": slowest("latency_s")(run),
         "energy_j": total("energy_j")(run),
         "preparation_s": slowest("preparation_s")(run),

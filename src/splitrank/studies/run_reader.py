@@ -36,6 +36,8 @@ class DataDescription:
         labels: the classes, in their order.
         train_texts, test_texts: how many.
         sha256: of the texts and their labels.
+        client_counts: training texts of each client in each class.
+        client_names: of the clients, where a column of the data names them.
     """
 
     source: str | None = None
@@ -43,6 +45,8 @@ class DataDescription:
     train_texts: int | None = None
     test_texts: int | None = None
     sha256: str | None = None
+    client_counts: tuple[tuple[int, ...], ...] | None = None
+    client_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class RecordedRun:
         rounds: ``ROUND_NUMBERS`` and ``DIAGNOSTICS`` as float64, indexed by round, round 0 first; at least one row.
             NaN stands where a record has no finite number.
         clients: ``CLIENT_NUMBERS`` likewise, and ``client`` (index, -1 if it has none), ``binding`` (text or None) and
-            ``dropped`` (bool); a row for each client in each round, indexed by round.
+            ``dropped``, ``passed_over`` (it could take part and was not chosen), ``late`` (bool); a row for each client
+            in each round, indexed by round.
     """
 
     name: str
@@ -94,14 +99,14 @@ def read_run(folder: Path) -> RecordedRun:
         folder.name,
         folder,
         config,
-        _data_description(manifest.get("data")),
+        _data_description(manifest.get("data"), manifest.get("data_summary")),
         None if baseline is None else str(baseline),
         rounds,
         clients,
     )
 
 
-def _data_description(told: object) -> DataDescription:
+def _data_description(told: object, summary: object) -> DataDescription:
     told = told if isinstance(told, dict) else {}
     labels, source, sha256 = (told.get(key) for key in ("labels", "source", "sha256"))
     train_texts, test_texts = (
@@ -113,7 +118,19 @@ def _data_description(told: object) -> DataDescription:
         train_texts,
         test_texts,
         None if sha256 is None else str(sha256),
+        *_clients_described(summary),
     )
+
+
+def _clients_described(summary: object) -> tuple[tuple[tuple[int, ...], ...] | None, tuple[str, ...]]:
+    """Return who holds how many texts of which class, and the clients' names, as far as a manifest tells."""
+    clients = summary.get("clients") if isinstance(summary, dict) else None
+    try:
+        counts = tuple(tuple(map(int, counts)) for counts in clients["counts"])  # type: ignore[index]
+        names = tuple(map(str, clients["names"]))  # type: ignore[index]
+    except (TypeError, ValueError, KeyError):
+        return None, ()
+    return counts, names if len(names) == len(counts) else ()
 
 
 def _read_rounds(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -134,12 +151,15 @@ def _read_rounds(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                     client if isinstance(client, int) else -1,
                     binding if isinstance(binding, str) else None,
                     dropped is True,
+                    entry.get("chosen") is False and "shortfall" not in entry,
+                    entry.get("late") is True,
                 )
                 clients.append([*known, *_numbers(entry, CLIENT_NUMBERS)])
                 index.append(round)
     if not rounds:
         raise InputError(f"{path} must hold at least round 0, got an empty file")
-    columns = {"client": int, "binding": object, "dropped": bool} | dict.fromkeys(CLIENT_NUMBERS, float)
+    columns = {"client": int, "binding": object, **dict.fromkeys(("dropped", "passed_over", "late"), bool)}
+    columns |= dict.fromkeys(CLIENT_NUMBERS, float)
     return (
         pd.DataFrame(rounds, columns=[*ROUND_NUMBERS, *DIAGNOSTICS], dtype=float),
         pd.DataFrame(clients, index=index, columns=list(columns)).astype(columns),

@@ -43,8 +43,8 @@ def total(key: str) -> Aggregate:
 
 
 def slowest(key: str) -> Aggregate:
-    """Return the aggregate that sums the slowest client's over the rounds."""
-    return lambda run: _sum(run.clients[key].groupby(level=0).max())
+    """Return the aggregate that sums the slowest client's over the rounds, of those that the round waited for."""
+    return lambda run: _sum(run.clients.loc[~run.clients["late"], key].groupby(level=0).max())
 
 
 def finite_or_none(value: float) -> float | None:

@@ -26,8 +26,9 @@ from splitrank.federation.flower.messenger import Messenger, Reply
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.flower.personal import personal_order
 from splitrank.federation.flower.roster import Roster, request_maker
-from splitrank.federation.in_process import check_counts, check_rule, held_out_shares
+from splitrank.federation.in_process import check_counts, check_rule
 from splitrank.federation.model import Model, load_model
+from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import measured_problem, plan_round, round_problem
 from splitrank.federation.sizes import BITS_PER_FLOAT32
 from splitrank.federation.state import State
@@ -37,8 +38,9 @@ from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
+from splitrank.learning.partition import Partition
 from splitrank.learning.trunk import TrunkOutputs
-from splitrank.planning.plan import Plan, make_plan
+from splitrank.planning.plan import Plan
 from splitrank.planning.problem import Problem
 
 _LOG = logging.getLogger("splitrank")
@@ -54,6 +56,7 @@ class FlowerClients:
         data: the server's texts, of which it uses the test texts.
         roster: who is there.
         run_id: name of the run.
+        partition: who holds which rows of the settings' texts; None where the clients have texts of their own.
     """
 
     model: Model
@@ -63,6 +66,7 @@ class FlowerClients:
     test_rows: Sequence[NDArray[np.int64]]
     roster: Roster
     run_id: str
+    partition: Partition | None
 
     @property
     def config(self) -> Config:
@@ -114,16 +118,9 @@ class FlowerClients:
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
-        if not self.roster.asks_for_ranks:
-            return plan_round(self.config, problem, state.round + 1, require_all=False)
-        planner = self.config.planner
-        return make_plan(
-            problem,
-            method="exact",
-            frequency_policy=planner.frequency_policy,
-            rank_policy=planner.rank_policy,
-            require_all=False,
-            told_max_rank=ask_for_ranks(self.roster, problem, state),
+        told = ask_for_ranks(self.roster, problem, state) if self.roster.asks_for_ranks else None
+        return plan_round(
+            self.config, problem, state.round + 1, require_all=False, ledger=state.ledger, told_max_rank=told
         )
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | NoUpdate]:
@@ -163,7 +160,8 @@ class FlowerClients:
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the server's test texts, or where something is personal on the clients' own."""
         if self.config.model.head != "local":
-            return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state)
+            class_counts = unequal_class_counts(self.partition)
+            return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state, class_counts)
         return evaluate_on_clients(self.roster, self.rule, state)
 
     def _checked(self, client: int, reply: Reply, start: Adapter, state: State) -> Update | NoUpdate:
@@ -282,6 +280,7 @@ def connect(
         InfeasibleError: too few clients could ever take part.
         RunError: too few clients joined in time.
     """
+    dealt = partition_of(config, data)
     model = load_model(config, data.label_names)
     rule = rule or RULES[config.federation.aggregation]
     check_rule(rule, model.method, config)
@@ -295,7 +294,8 @@ def connect(
         settings.pop("data")
     request = request_maker(settings, data.label_names, model.encoder.trunk_digest, run_id)
     roster = Roster(Messenger(grid), model.config, request)
-    clients = FlowerClients(model, rule, data, test_outputs, held_out_shares(model.config, data), roster, run_id)
+    test_rows = shares_to_test_on(config, data, dealt)
+    clients = FlowerClients(model, rule, data, test_outputs, test_rows, roster, run_id, dealt)
     roster.gather_all()
     if not roster.asks_for_ranks:
         check_able(model.config, clients.problem(clients.initial_state()))

@@ -16,15 +16,14 @@ from splitrank.federation.data import announced, read_data, table_format
 from splitrank.federation.flower.client_config import ClientConfig
 from splitrank.federation.flower.device_profile import DeviceEstimate, profile_device
 from splitrank.federation.flower.payload import Header
-from splitrank.federation.in_process import held_out_shares
 from splitrank.federation.model import Model, load_model
+from splitrank.federation.partitions import partition_of, shares_to_test_on
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.data import has_test_split, load_split, text_data
 from splitrank.learning.lengths import TokenIds
-from splitrank.learning.partition import partition_iid
 from splitrank.learning.stratified import hold_out
 from splitrank.learning.text_rules import Split
 from splitrank.learning.trunk import TrunkOutputs
@@ -145,12 +144,13 @@ def _shards(config: Config, model: Model, labels: list[str]) -> tuple[Share, Sha
     data = read_data(config)
     if data.label_names != labels:
         raise InputError(f"the classes must be those of the server ({labels}), got {data.label_names}")
-    shares = partition_iid(data.train_labels, config.federation.num_clients, config.run.seed)
+    dealt = partition_of(config, data)
+    assert dealt is not None
     outputs = model.prepare(model.tokenize(data.train_texts), "training texts")
-    training = Share(outputs, data.train_labels, dict(enumerate(shares)))
+    training = Share(outputs, data.train_labels, dict(enumerate(dealt.rows)))
     if config.model.head != "local":
         return training, None
-    tests = dict(enumerate(held_out_shares(config, data)))
+    tests = dict(enumerate(shares_to_test_on(config, data, dealt)))
     nothing = np.zeros(0, dtype=np.int64)
     rows = {client: tests.get(client, nothing) for client in training.rows}
     return training, Share(model.prepare(model.tokenize(data.test_texts), "test texts"), data.test_labels, rows)
