@@ -5,7 +5,7 @@ from __future__ import annotations
 LATER_KEYS = (
     "split",
     *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "clients_per_round", "selection")),
-    *(f"federation.{key}" for key in ("over_selection", "merged_rank", "partition_parameters")),
+    *(f"federation.{key}" for key in ("over_selection", "partition_parameters")),
     *(f"planner.{key}" for key in ("bandwidth", "layers", "objective", "participation", "min_rank", "energy_policy")),
     *(f"radio.{key}" for key in ("servers", "antennas", "association", "access", "path_loss", "shadowing_db")),
     "train.proximal",
@@ -16,9 +16,7 @@ LATER_KEYS = (
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
     "adapter.method": ("adalora", "ia3", "prefix", "slora", "mola", "bottleneck"),
-    "federation.aggregation": (
-        *("rolora", "flora", "raflora", "fedex", "fedsa", "hetlora", "fedsvd", "lora-a2", "median", "trimmed-mean"),
-    ),
+    "federation.aggregation": (*("rolora", "fedsa", "lora-a2", "median", "trimmed-mean"),),
     "federation.partition": ("dirichlet", "dirichlet-clients", "shards", "pathological", "quantity"),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

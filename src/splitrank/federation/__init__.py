@@ -2,7 +2,7 @@
 
 ``rounds`` (one round), ``loop`` (a run), ``stopping``, ``state``, ``checkpoints``, ``run_folder``, ``export``,
 ``export_forms``, ``tracking`` · ``texts``, ``sizes``, ``costs``, ``backlog`` (which merged parts each client lacks),
-``radio``, ``per_client``, ``problems``, ``able`` (from settings to P1), ``plan_report``, ``methods_report``,
-``round_lines`` · ``clients`` (what a round asks of them), ``data``, ``model``, ``wire``, ``in_process``, ``flower``
-(the drivers).
+``pruning`` (ranks that clients gave up), ``radio``, ``per_client``, ``problems``, ``able`` (from settings to P1),
+``plan_report``, ``methods_report``, ``round_lines`` · ``clients`` (what a round asks of them), ``data``, ``model``,
+``wire``, ``in_process``, ``flower`` (the drivers).
 """

@@ -17,6 +17,7 @@ import numpy as np
 from splitrank.errors import check_types
 from splitrank.federation.backlog import note_received, still_held
 from splitrank.federation.clients import Clients, NoUpdate
+from splitrank.federation.pruning import pruned
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.distribute import distribute, merge_rest
 from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
@@ -49,6 +50,7 @@ def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
     replies = clients.train(starts, plan, state) if starts.of else {}
     updates, missed = split_replies(replies, clients.config.federation.min_clients)
     state = note_received(state, replies, problem.num_clients)
+    state, updates = pruned(state, starts, updates, clients.rule, problem.num_clients)
     state, combined = aggregate(state, starts, updates, clients.rule)
     evaluation = clients.evaluate(state)
     record = RoundRecord(

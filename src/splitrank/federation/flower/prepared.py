@@ -17,11 +17,10 @@ from splitrank.federation.flower.client_config import ClientConfig
 from splitrank.federation.flower.device_profile import DeviceEstimate, profile_device
 from splitrank.federation.flower.payload import Header
 from splitrank.federation.in_process import held_out_shares
-from splitrank.federation.model import Model, load_model
+from splitrank.federation.model import Model, load_model, rule_of
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.aggregation.rule import Rule
-from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.data import has_test_split, load_split, text_data
 from splitrank.learning.lengths import TokenIds
 from splitrank.learning.partition import partition_iid
@@ -124,7 +123,7 @@ def prepare(
         except InputError as error:
             _LOG.info(f"{error}")  # here alone: such a sentence may quote a text
             raise InputError("its texts cannot be used; the client's own log tells why") from None
-    rule = rule or RULES[config.federation.aggregation]
+    rule = rule or rule_of(config)
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())
 
 
