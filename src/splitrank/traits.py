@@ -27,7 +27,7 @@ TRAINED_ADAPTER = "default"
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
 Export = Literal["peft", "model"]
-Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges"]
+Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes"]
 
 
 def _check_words(what: str, words: Collection[str], known: Any) -> None:
@@ -79,11 +79,13 @@ class RuleTraits:
         tags: ``"exact"``, the new product is the mean of the clients' at equal ranks; ``"unequal_ranks"``, clients may
             train at different ranks; ``"additive"``, a weighted sum of updates is all it needs; ``"keeps_basis"``,
             direction j of the new factors is direction j of the old ones; ``"merges"``, it puts products aside as
-            merged parts, and so does a plan whose smaller rank would cut something off.
+            merged parts, and so does a plan whose smaller rank would cut something off; ``"prunes"``, clients give up
+            ranks of their own, so that each must be planned one.
         distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
             product, or ``"prefix"``, its first directions.
         needs: kinds that the adapter must have.
         from_seed: kinds that everybody draws from the seed: never trained, never sent.
+        redrawn: kinds that start every round from the seed and the round's number: trained and sent up, never down.
         trains: whether tensors of a kind are trained, sent and averaged in a turn; turns count aggregated rounds from
             0.
 
@@ -95,6 +97,7 @@ class RuleTraits:
     distribution: Distribution = "svd"
     needs: frozenset[str] = frozenset()
     from_seed: frozenset[str] = frozenset()
+    redrawn: frozenset[str] = frozenset()
     trains: Callable[[str, int], bool] = _all
 
     def __post_init__(self) -> None:
@@ -111,8 +114,8 @@ class RuleTraits:
         return self.needs.issubset(kinds) and ("merges" not in self.tags or set(kinds) == FACTORS)
 
     def drawn(self, kinds: Collection[str]) -> frozenset[str]:
-        """Return those of the kinds that everybody draws from the seed."""
-        return self.from_seed.intersection(kinds)
+        """Return those of the kinds that a client draws from the seed rather than being sent them."""
+        return (self.from_seed | self.redrawn).intersection(kinds)
 
 
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -134,4 +137,9 @@ RULE_TRAITS: dict[str, RuleTraits] = {
         frozenset({"exact", "unequal_ranks", "additive", "keeps_basis"}), "prefix", FACTORS, frozenset({"lora_A"})
     ),
     "flexlora": RuleTraits(frozenset({"unequal_ranks"}), needs=FACTORS),
+    "fedex": RuleTraits(frozenset({"exact", "keeps_basis", "merges"}), needs=FACTORS),
+    "flora": RuleTraits(frozenset({"exact", "unequal_ranks", "merges"}), needs=FACTORS, redrawn=FACTORS),
+    "fedsvd": RuleTraits(frozenset({"exact"}), needs=FACTORS, trains=lambda kind, turn: kind != "lora_A"),
+    "raflora": RuleTraits(frozenset({"unequal_ranks", "keeps_basis"}), "prefix", FACTORS),
+    "hetlora": RuleTraits(frozenset({"unequal_ranks", "prunes"}), "prefix", FACTORS),
 }

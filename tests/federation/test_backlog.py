@@ -379,7 +379,7 @@ def test_rows_that_are_held_and_rows_that_are_sent_are_the_whole(held, tiny_conf
     kept = {name: rows_until(start.tensors, name, held) for name in start.only(*MERGED_KINDS)} if held else {}
 
     def received(kept):
-        return wire.received_start(told, to_vector(sent), like, 2, 0, model.method, PUT_ASIDE, 0, kept=kept)
+        return wire.received_start(told, to_vector(sent), like, 2, 0, model.method, PUT_ASIDE, 0, 1, kept=kept)
 
     found = received(kept)
     assert found.tensors.keys() == start.tensors.keys()

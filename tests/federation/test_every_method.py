@@ -38,13 +38,20 @@ OF_METHOD = {
 def cases():
     for (method, traits), (rule, rule_traits) in itertools.product(METHOD_TRAITS.items(), RULE_TRAITS.items()):
         if rule_traits.takes(traits.kinds):
-            yield method, rule, "common"
+            if "prunes" not in rule_traits.tags:
+                yield method, rule, "common"
             if traits.has_rank and "unequal_ranks" in rule_traits.tags:
                 yield method, rule, "per-client"
 
 
-CASES = list(cases())
-every_case = pytest.mark.parametrize(("method", "rule", "policy"), CASES, ids=["-".join(case) for case in CASES])
+def is_quick(method, rule, policy):
+    """Return whether a case is run by default: all methods under the first rules, each further rule once."""
+    wanted = "per-client" if "unequal_ranks" in RULE_TRAITS[rule].tags else "common"
+    return rule in ("fedavg", "ffa", "flexlora") or (method, policy) == ("lora", wanted)
+
+
+CASES = [pytest.param(*case, id="-".join(case), marks=[] if is_quick(*case) else pytest.mark.slow) for case in cases()]
+every_case = pytest.mark.parametrize(("method", "rule", "policy"), CASES)
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ OWN_WEIGHTS = {"weight", "bias", "head"}
 """Kinds whose tensors stand in the place of the model's own."""
 
 
+KINDS = ("lora_A", "lora_B", "merged_A", "merged_B", "merged_W")
+
+
 def load(folder: Path | str, trained_layers="last:3", **options) -> Encoder:
     defaults = {"precision": torch.float32, "device": torch.device("cpu"), "max_length": 32}
     return load_encoder(str(folder), trained_layers, LABELS, **{**defaults, **options})
@@ -136,9 +139,12 @@ def assert_gradients(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
 
 
 def product(adapter: Adapter, path: str) -> Tensor:
-    """Return s·B·A, float64."""
-    factors = adapter.tensors[f"lora_B/{path}"].double(), adapter.tensors[f"lora_A/{path}"].double()
-    return adapter.scaling * factors[0] @ factors[1]
+    """Return s·B·A and what is merged beside it, float64."""
+    tensors = {kind: adapter.tensors[name].double() for kind in KINDS if (name := f"{kind}/{path}") in adapter.tensors}
+    dense = adapter.scaling * tensors["lora_B"] @ tensors["lora_A"]
+    if "merged_W" in tensors:
+        return dense + tensors["merged_W"]
+    return dense + tensors["merged_B"] @ tensors["merged_A"] if "merged_A" in tensors else dense
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:

@@ -49,7 +49,7 @@ def settings_of(root: type[Table] = Config) -> Mapping[str, Setting]:
 
 def _walk(table: type[Table], prefix: str, above: tuple[Condition, ...]) -> Iterator[tuple[str, Setting]]:
     for name, field in table.model_fields.items():
-        key = prefix + name
+        key = prefix + (field.alias or name)
         metadata = list(_metadata(field))
         conditions = (*above, *(one for one in field.metadata if isinstance(one, Condition)))
         inner = table_of(field)
@@ -96,7 +96,7 @@ def _values(table: Table, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, field in type(table).model_fields.items():
         value, inner = getattr(table, name), table_of(field)
         if inner is None:
-            yield prefix + name, value
+            yield prefix + (field.alias or name), value
         elif value is not None:
             yield from _values(value, f"{prefix}{name}.")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 LATER_KEYS = (
     "split",
-    *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "merged_rank")),
-    "federation.partition_parameters",
+    *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "partition_parameters")),
     *(f"planner.{key}" for key in ("bandwidth", "layers", "objective", "participation", "min_rank", "energy_policy")),
     *(f"radio.{key}" for key in ("servers", "antennas", "association", "access", "path_loss", "shadowing_db")),
     "train.proximal",
@@ -16,8 +15,6 @@ LATER_KEYS = (
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
     "adapter.method": ("adalora", "ia3", "prefix", "slora", "mola", "bottleneck"),
-    "federation.aggregation": (
-        *("rolora", "flora", "raflora", "fedex", "fedsa", "hetlora", "fedsvd", "lora-a2", "median", "trimmed-mean"),
-    ),
+    "federation.aggregation": (*("rolora", "fedsa", "lora-a2", "median", "trimmed-mean"),),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

@@ -40,8 +40,13 @@ def _method_and_rule(config: Config) -> Iterable[str]:
     method, rule = config.adapter.method, config.federation.aggregation
     traits = METHOD_TRAITS[method]
     missing = RULE_TRAITS[rule].needs - traits.kinds
+    others = [name for name, other in RULE_TRAITS.items() if other.takes(traits.kinds)]
+    if not missing and rule not in others:
+        yield (
+            f'federation.aggregation must be {quoted(others)} for adapter.method = "{method}", got "{rule}", which '
+            f'merges plain LoRA alone; try federation.aggregation = "{others[0]}"'
+        )
     if missing:
-        others = [name for name, other in RULE_TRAITS.items() if other.needs <= traits.kinds]
         yield (
             f'federation.aggregation must be {quoted(others)} for adapter.method = "{method}", which has no '
             f'{" and no ".join(sorted(missing))}, got "{rule}"; try federation.aggregation = "{others[0]}"'
@@ -51,6 +56,8 @@ def _method_and_rule(config: Config) -> Iterable[str]:
             f'workload.model must be "flops" or "measured" for adapter.method = "{method}", got "paper"; '
             'try workload.model = "flops"'
         )
+    if "prunes" in RULE_TRAITS[rule].tags and traits.has_rank:
+        yield from _planned_for_each(config)
     if config.planner.rank_policy == "common" or config.adapter.rank is not None or not traits.has_rank:
         return
     if "unequal_ranks" not in RULE_TRAITS[rule].tags and not missing:
@@ -64,6 +71,21 @@ def _method_and_rule(config: Config) -> Iterable[str]:
         yield (
             'planner.rank_policy must be "common" for radio.downlink = "broadcast", which sends everybody the same '
             'adapter, got "per-client"; try radio.downlink = "unicast"'
+        )
+
+
+def _planned_for_each(config: Config) -> Iterable[str]:
+    """Check what a rule needs under which clients give up ranks of their own."""
+    rule = config.federation.aggregation
+    if config.adapter.rank is not None:
+        yield (
+            f'adapter.rank must be left out for federation.aggregation = "{rule}", whose clients prune their ranks, '
+            f"got {config.adapter.rank}; planner.max_rank limits them"
+        )
+    elif config.planner.rank_policy == "common":
+        yield (
+            f'planner.rank_policy must be "per-client" for federation.aggregation = "{rule}", whose clients prune '
+            'their ranks, got "common"; try planner.rank_policy = "per-client"'
         )
 
 

@@ -36,13 +36,14 @@ from splitrank.config.values import (
     PartitionBy,
     Positive,
     PositivePerClient,
+    PositiveShare,
     Separator,
     Share,
     ThreadCount,
     TokenCount,
     Uniform,
 )
-from splitrank.traits import METHOD_TRAITS
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
 def _methods(setting: str) -> Condition:
@@ -50,6 +51,7 @@ def _methods(setting: str) -> Condition:
     return one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
 
 
+_MERGES = one_of("federation.aggregation", tuple(name for name, rule in RULE_TRAITS.items() if "merges" in rule.tags))
 _PAPER, _FLOPS, _MEASURED = (one_of("workload.model", (model,)) for model in ("paper", "flops", "measured"))
 _HAS_RANK = one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
 _PLANS_RANK = left_out("adapter.rank")
@@ -63,7 +65,7 @@ _BY_DIRICHLET = ("dirichlet", "dirichlet-clients", "quantity")
 class Table(BaseModel):
     """A table of settings; a field whose type is a table is a table within it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True)
 
 
 class ModelTable(Table):
@@ -144,6 +146,18 @@ class DataTable(Table):
     )
 
 
+class HetloraTable(Table):
+    """How clients of ``federation.aggregation = "hetlora"`` give up ranks."""
+
+    gamma: PositiveShare = Field(
+        0.99,
+        description="γ: the tail of a client's directions are those beyond γ·r; with 1 there is none and no rank falls",
+    )
+    lambda_: NotNegative = Field(
+        0.01, alias="lambda", description="λ: weight of the tail's norm in a client's loss, which presses it down"
+    )
+
+
 class FederationTable(Table):
     """Who takes part, for how long, and how their work is joined."""
 
@@ -172,10 +186,23 @@ class FederationTable(Table):
         description="training rows that every client must have; who was dealt fewer is given some of the largest "
         "client's, which `manifest.json` tells. Rows are not taken from whom a column names",
     )
-    aggregation: Literal["fedavg", "ffa", "flexlora"] = Field(
+    aggregation: Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora"] = Field(
         "fedavg",
         description='`"fedavg"`: averages every tensor, lora_A and lora_B apart; `"ffa"`: trains, sends and averages '
-        'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank',
+        'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank; '
+        '`"fedex"`: as fedavg, and what that loses goes into a frozen part beside the adapter; `"flora"`: stacks the '
+        'products in a frozen part, every round starts from a new adapter; `"fedsvd"`: trains and averages lora_B '
+        'alone, then makes the rows of lora_A orthonormal; `"raflora"`: averages each direction over the clients whose '
+        'rank reaches it; `"hetlora"`: pads lora_A and lora_B with zeros, averages them by the size of the products, '
+        "and clients prune their ranks",
+    )
+    hetlora: Annotated[HetloraTable, one_of("federation.aggregation", ("hetlora",))] = Field(
+        default_factory=HetloraTable
+    )
+    merged_rank: Annotated[Count | None, _MERGES] = Field(
+        None,
+        description="largest rank of the frozen part beside a linear's adapter, whose best approximation is kept; left "
+        "out, all of it is kept, and the aggregation is exact",
     )
     target_accuracy: Accuracy | None = Field(None, description="stops the run when the test accuracy reaches it")
     patience: Count | None = Field(

@@ -15,16 +15,16 @@ from splitrank.federation import wire
 from splitrank.federation.able import check_able
 from splitrank.federation.backlog import held_rows, merged_parts
 from splitrank.federation.costs import round_workload
-from splitrank.federation.model import Model, load_model, method_of
+from splitrank.federation.model import Model, load_model, method_of, rule_of
 from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import plan_round, round_problem
+from splitrank.federation.pruning import with_pruned_ranks
 from splitrank.federation.sizes import rank_cap, trained_part
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.aggregation.rule import Rule, Starts
-from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.partition import Partition
@@ -87,7 +87,8 @@ class InProcessClients:
         """Return the next round's draws, workload and budgets."""
         merged = merged_parts(state, self.model.encoder.family)
         workload = round_workload(self.config, self.model.shape, self.texts, state.turn, self.rule.traits, merged)
-        return round_problem(self.config, self.model.shape, workload, state.round + 1, require_all=False)
+        problem = round_problem(self.config, self.model.shape, workload, state.round + 1, require_all=False)
+        return with_pruned_ranks(problem, state)
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan; whether the server or each client makes it is all the same here."""
@@ -105,7 +106,7 @@ class InProcessClients:
         told = wire.header(sent, turn) | wire.merged_header(start, held)
         received = wire.received_start(
             told, to_vector(sent), model.initial_shared, start.rank, turn, model.method, rule, self.config.run.seed,
-            kept=start.tensors,
+            state.round + 1, kept=start.tensors,
         )  # fmt: skip
         task = model.task(received, state, rule, client)
         update = model.train(task, self.train_outputs, self.train_rows[client], self.data.train_labels)
@@ -143,6 +144,8 @@ def check_rule(rule: Rule, method: Method, config: Config) -> None:
         )
     if config.planner.rank_policy == "per-client" and "unequal_ranks" not in rule.traits.tags:
         problems.append(f'planner.rank_policy must be "common" for the rule {rule.name}, got "per-client"')
+    if "prunes" in rule.traits.tags and (config.planner.rank_policy == "common" or config.adapter.rank is not None):
+        problems.append(f'planner.rank_policy must be "per-client" for the rule {rule.name}, under which ranks fall')
     if problems:
         raise ConfigError(problems)
 
@@ -205,7 +208,7 @@ def make_clients(
         method=(method, Method | None, "the settings name a method of the package, adapter.method"),
     )
     is_own = rule is not None or method is not None
-    rule, method = rule or RULES[config.federation.aggregation], method or method_of(config)
+    rule, method = rule or rule_of(config), method or method_of(config)
     check_rule(rule, method, config)
     dealt = partition_of(config, data)
     assert dealt is not None

@@ -25,12 +25,11 @@ from splitrank.federation.data import load_data
 from splitrank.federation.export import export
 from splitrank.federation.export_forms import export_sentence
 from splitrank.federation.in_process import InProcessClients, make_clients
-from splitrank.federation.model import method_of
+from splitrank.federation.model import method_of, rule_of
 from splitrank.federation.rounds import run_round
 from splitrank.federation.run_folder import Manifest, RunFolder
 from splitrank.federation.state import State
 from splitrank.federation.stopping import stop_reason
-from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.device import resolve_device
 from splitrank.learning.summary import summarise
 from splitrank.records import RoundRecord
@@ -178,7 +177,7 @@ def manifest_of(config: Config, clients: Clients) -> Manifest:
 def _own_parts(clients: Clients) -> dict[str, str]:
     """Return a rule and a method that are not those of the settings, by name: resuming asks for them again."""
     own, rule, method = {}, clients.rule, clients.model.method
-    if rule is not RULES[clients.config.federation.aggregation]:
+    if rule != rule_of(clients.config):
         own["own_rule"] = f"{rule.name} ({_named(rule.combine)})"
     if method != method_of(clients.config):
         own["own_method"] = f"{method} ({_named(type(method))})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ def methods_report(config: Config) -> dict[str, Any]:
     methods = {}
     for name, traits in METHOD_TRAITS.items():
         numbers = COSTS[name].numbers(replace(part, kinds=traits.kinds))
-        rules = [rule for rule, other in RULE_TRAITS.items() if other.needs <= traits.kinds]
+        rules = [rule for rule, other in RULE_TRAITS.items() if other.takes(traits.kinds)]
         methods[name] = {
             "trains": sorted(traits.kinds),
             "has_rank": traits.has_rank,
@@ -84,7 +84,7 @@ def methods_lines(report: Mapping[str, Any]) -> Iterator[str]:
                 name,
                 ", ".join(told["trains"]),
                 _shown(told["bits"]),
-                ", ".join(told["rules"]),
+                _taken(told["rules"], report["rules"]),
                 {"peft": "adapter/", "model": "model/"}[told["export"]],
             )
             for name, told in report["methods"].items()
@@ -101,7 +101,16 @@ def methods_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "exact: the new product is the mean of the clients' at equal ranks. unequal_ranks: clients may have their own"
     yield "rank. additive: a weighted sum of updates is all that the server needs. keeps_basis: direction j of the new"
-    yield "factors is direction j of the old ones."
+    yield "factors is direction j of the old ones. merges: what is lost, or all, goes into a frozen part beside the"
+    yield "adapter, which each client is sent, too. prunes: clients give up ranks, and each has its own."
+
+
+def _taken(rules: Sequence[str], everything: Collection[str]) -> str:
+    """Return the rules that take a method in few words."""
+    others = [rule for rule in everything if rule not in rules]
+    if len(others) >= len(rules):
+        return ", ".join(rules)
+    return f"any but {', '.join(others)}" if others else "any"
 
 
 def _uplink(bits: Any) -> str:

@@ -29,6 +29,7 @@ from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.method import AdaptedEncoder, Method, attach, initial, load, trained_head
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.aggregation.rule import Rule
+from splitrank.learning.aggregation.rules import make_rule
 from splitrank.learning.client import FULL_SPEED, Evaluation, Task, Throttle, TrainingConfig, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.device import resolve_device
@@ -239,6 +240,13 @@ def method_of(config: Config) -> Method:
     adapter = config.adapter
     linears = placement.target_linears(adapter.target_modules)
     return make_method(adapter.method, {"linears": linears, "scaling": adapter.scaling, "dropout": adapter.dropout})
+
+
+def rule_of(config: Config) -> Rule:
+    """Return the aggregation rule that the settings name, with the settings of its own."""
+    federation = config.federation
+    pruning = {"gamma": federation.hetlora.gamma, "lambda": federation.hetlora.lambda_}
+    return make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning})
 
 
 def _resolved(config: Config, num_labels: int) -> Config:

@@ -19,6 +19,7 @@ from splitrank.config import Config
 from splitrank.errors import check_types
 from splitrank.federation.backlog import note_received, still_held
 from splitrank.federation.clients import Clients, NoUpdate
+from splitrank.federation.pruning import pruned
 from splitrank.federation.selection import ledger_after
 from splitrank.federation.state import State
 from splitrank.learning.aggregation.distribute import distribute, merge_rest
@@ -54,6 +55,7 @@ def run_round(state: State, clients: Clients) -> tuple[State, RoundRecord]:
     in_time = first_replies(replies, plan, state.round + 1, clients.config)
     updates, missed = split_replies(in_time, clients.config.federation.min_clients)
     state = note_received(state, replies, problem.num_clients)
+    state, updates = pruned(state, starts, updates, clients.rule, problem.num_clients)
     state, combined = aggregate(state, starts, updates, clients.rule)
     evaluation = clients.evaluate(state)
     record = RoundRecord(

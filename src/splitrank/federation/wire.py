@@ -137,6 +137,7 @@ def received_start(
     method: Method,
     rule: Rule,
     seed: int,
+    round: int,
     *,
     kept: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
@@ -149,6 +150,7 @@ def received_start(
         rank: at which to train, at most what the model can have.
         turn: of the round, which a client has from the server alone.
         method, rule, seed: of the run.
+        round: the round that is to be trained, for what is drawn anew.
         kept: merged tensors that this client has, by name.
 
     Raises:
@@ -166,7 +168,7 @@ def received_start(
     sent = from_vector(vector, shapes)
     for path, part in parts.items():
         sent |= {name: _joined(name, shape, part.first, sent, kept or {}) for name, shape in part.shapes(path).items()}
-    start = method.resize(like, rank, distribution=rule.traits.distribution, seed=seed, round=0)
+    start = method.resize(like, rank, distribution=rule.traits.distribution, seed=seed, round=round)
     return start.with_tensors(sent)
 
 

@@ -27,15 +27,15 @@ from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_co
 from splitrank.federation.flower.personal import personal_order
 from splitrank.federation.flower.roster import Roster, request_maker
 from splitrank.federation.in_process import check_counts, check_rule
-from splitrank.federation.model import Model, load_model
+from splitrank.federation.model import Model, load_model, rule_of
 from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import measured_problem, plan_round, round_problem
+from splitrank.federation.pruning import with_pruned_ranks
 from splitrank.federation.sizes import BITS_PER_FLOAT32
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule, Starts
-from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
 from splitrank.learning.partition import Partition
@@ -114,7 +114,8 @@ class FlowerClients:
             workload = round_workload(config, shape, counted, state.turn, self.rule.traits, merged)
             problem = round_problem(config, shape, workload, state.round + 1, require_all=False)
         is_here = np.isin(np.arange(problem.num_clients), list(roster.present))
-        return replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
+        present = replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
+        return with_pruned_ranks(present, state)
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
@@ -282,9 +283,9 @@ def connect(
     """
     dealt = partition_of(config, data)
     model = load_model(config, data.label_names)
-    rule = rule or RULES[config.federation.aggregation]
+    rule = rule or rule_of(config)
     check_rule(rule, model.method, config)
-    if rule is not RULES[config.federation.aggregation]:
+    if rule != rule_of(config):
         check_counts(rule, model)
     test_ids = model.tokenize(data.test_texts)
     data = model.measure(data, None, test_ids)

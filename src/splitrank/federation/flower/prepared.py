@@ -16,12 +16,11 @@ from splitrank.federation.data import announced, read_data, table_format
 from splitrank.federation.flower.client_config import ClientConfig
 from splitrank.federation.flower.device_profile import DeviceEstimate, profile_device
 from splitrank.federation.flower.payload import Header
-from splitrank.federation.model import Model, load_model
+from splitrank.federation.model import Model, load_model, rule_of
 from splitrank.federation.partitions import partition_of, shares_to_test_on
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.aggregation.rule import Rule
-from splitrank.learning.aggregation.rules import RULES
 from splitrank.learning.data import has_test_split, load_split, text_data
 from splitrank.learning.lengths import TokenIds
 from splitrank.learning.stratified import hold_out
@@ -123,7 +122,7 @@ def prepare(
         except InputError as error:
             _LOG.info(f"{error}")  # here alone: such a sentence may quote a text
             raise InputError("its texts cannot be used; the client's own log tells why") from None
-    rule = rule or RULES[config.federation.aggregation]
+    rule = rule or rule_of(config)
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())
 
 

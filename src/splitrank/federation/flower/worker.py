@@ -226,7 +226,7 @@ def _received(prepared: Prepared, client: int, header: Header, floats: Floats) -
     vector, like = torch.from_numpy(floats.copy()), prepared.initial.adapter
     kept = PersonalStore.of(header.get("run"), client).read_merged() if header.get("merged") else {}
     seed = model.config.run.seed
-    start = wire.received_start(header, vector, like, rank, turn, model.method, rule, seed, kept=kept)
+    start = wire.received_start(header, vector, like, rank, turn, model.method, rule, seed, header["round"], kept=kept)
     if wire.merged_digest(start) != header.get("merged_sha256"):
         raise wire.LostMergedError
     return start

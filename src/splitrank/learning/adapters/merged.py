@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from splitrank.learning.adapters.adapter import Adapter, kind_of
+from splitrank.learning.adapters.factors import best_factors
 from splitrank.learning.adapters.peft_lora import alpha_of, lora_layers
 from splitrank.learning.encoder import Encoder
 from splitrank.traits import MERGED_AXIS, MERGED_KINDS, TRAINED_ADAPTER
@@ -60,6 +61,29 @@ def add_merged(adapter: Adapter, parts: Mapping[str, Factors]) -> Adapter:
         else:
             tensors |= {name_A: a.clone(), name_B: b.clone()}  # a checkpoint's tensors must share no memory
     return Adapter(adapter.rank, adapter.scaling, tensors)
+
+
+def truncate_merged(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """Return an adapter whose merged parts are the best approximations of at most a rank, and the share that is lost.
+
+    A part of that rank or less stays what it is. The share is that of the merged parts' norm, over all linears, 0 where
+    nothing is cut.
+    """
+    parts = {path: (a, b) for path, (a, b) in merged_factors(adapter).items() if len(a) > rank}
+    if not parts:
+        return adapter, 0.0
+    lost_squared = norm_squared = 0.0
+    cut, tensors = dict[str, Factors](), dict(adapter.tensors)
+    for path, (a, b) in merged_factors(adapter).items():
+        left, right, singular_values = best_factors(b.double(), a.double(), rank)
+        norm_squared += float(singular_values.square().sum())
+        if path in parts:
+            lost_squared += float(singular_values[rank:].square().sum())
+            cut[path] = right.to(a.dtype), left.to(b.dtype)
+            for kind in MERGED_KINDS:
+                tensors.pop(f"{kind}/{path}", None)
+    kept = add_merged(Adapter(adapter.rank, adapter.scaling, tensors), cut)
+    return kept, (lost_squared / norm_squared) ** 0.5 if norm_squared else 0.0
 
 
 def largest_rank(d: int, k: int) -> int:
@@ -156,18 +180,18 @@ def as_one_adapter(encoder: Encoder, peft_model: PeftModel, adapter: Adapter) ->
         yield
         return
     load_merged(encoder, Adapter(adapter.rank, adapter.scaling, {}))
-    layers = lora_layers(encoder)
+    layers, ranks = lora_layers(encoder), dict[str, int]()
     for path, (more_a, more_b) in parts.items():
         lora_A: Any = layers[path].lora_A[TRAINED_ADAPTER]
         lora_B: Any = layers[path].lora_B[TRAINED_ADAPTER]
         more_b = more_b / adapter.scaling
+        ranks[path] = len(lora_A.weight) + len(more_a)  # not the adapter's rank, which PEFT has no 0 of
         lora_A.weight = nn.Parameter(torch.cat([lora_A.weight.detach(), more_a.to(lora_A.weight.device)]))
         lora_B.weight = nn.Parameter(torch.cat([lora_B.weight.detach(), more_b.to(lora_B.weight.device)], dim=1))
     config: Any = peft_model.peft_config[TRAINED_ADAPTER]
-    config.rank_pattern = {path: adapter.rank + a.shape[0] for path, (a, _) in parts.items()}
+    config.rank_pattern = ranks
     config.alpha_pattern = {
-        path: alpha_of(adapter.scaling, rank, use_rslora=config.use_rslora)
-        for path, rank in config.rank_pattern.items()
+        path: alpha_of(adapter.scaling, rank, use_rslora=config.use_rslora) for path, rank in ranks.items()
     }
     try:
         yield

@@ -40,6 +40,8 @@ def distribute(
         largest = max(largest, adapter.rank)
     distribution = rule.traits.distribution
     whole = method.resize(adapter, largest, distribution=distribution, seed=seed, round=round)
+    if rule.prepare is not None:
+        whole = rule.prepare(whole)
     if distribution == "svd" and min(ranks.values()) < largest:
         whole = in_falling_order(whole)
     by_rank = {

@@ -32,7 +32,7 @@ def fedavg(
 
 
 def factor_averaging_error(
-    updates: Mapping[int, Adapter], weights: Mapping[int, float], averaged: Adapter
+    updates: Mapping[int, Adapter], weights: Mapping[int, float | Tensor], averaged: Adapter
 ) -> float | None:
     """Return what averaging factors loses: ‖mean(B)·mean(A) − mean(B·A)‖ / ‖mean(B·A)‖, Frobenius, over all linears.
 
@@ -40,8 +40,8 @@ def factor_averaging_error(
 
     Args:
         updates: client → adapter.
-        weights: n_i/Σn.
-        averaged: the adapter that averaging their factors made.
+        weights: n_i/Σn; or of each of a client's directions, shape (r_i,).
+        averaged: the adapter that averaging their factors made; directions that nobody has trained do not count.
 
     Returns:
         a dimensionless error, 0 for a single client and where nothing was learnt yet; None without factors.
@@ -50,12 +50,13 @@ def factor_averaging_error(
     mean_A, mean_B = averaged.of_kind("lora_A"), averaged.of_kind("lora_B")
     if not mean_A:
         return None
+    trained = max(update.rank for update in updates.values())
     difference_squared = norm_squared = 0.0
     for path in mean_A:
         stacked_b = torch.cat([weights[client] * b[path].double() for client, (_, b) in pairs.items()], dim=1)
         stacked_a = torch.cat([a[path].double() for a, _ in pairs.values()], dim=0)
         mean_product = stacked_b @ stacked_a
-        product_of_means = mean_B[path].double() @ mean_A[path].double()
+        product_of_means = mean_B[path][:, :trained].double() @ mean_A[path][:trained].double()
         difference_squared += float((product_of_means - mean_product).square().sum())
         norm_squared += float(mean_product.square().sum())
     if len(updates) == 1 or norm_squared == 0.0:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from splitrank.learning.adapters.adapter import Adapter, kind_of
 from splitrank.learning.aggregation.rule import Combined, Starts, mean_of, on_scaling
+from splitrank.learning.aggregation.slices import mean_over_owners
 
 
 def ffa(
@@ -31,14 +31,6 @@ def ffa(
     updates = on_scaling(updates, whole.scaling)
     others = [name for name in whole.tensors if kind_of(name) not in ("lora_A", "lora_B")]
     averaged = mean_of(others, updates, weights)
-    for name, kept in whole.only("lora_B").items():
-        total = torch.zeros(kept.shape, dtype=torch.float64)
-        owned = torch.zeros(kept.shape[1], dtype=torch.float64)
-        for client, update in updates.items():
-            total[:, : update.rank].add_(update.tensors[name], alpha=weights[client])
-            owned[: update.rank] += weights[client]
-        has_owner = owned > 0
-        column = kept.clone()
-        column[:, has_owner] = (total[:, has_owner] / owned[has_owner]).to(kept.dtype)
-        averaged[name] = column
+    for name, start in whole.only("lora_B").items():
+        averaged[name] = mean_over_owners(name, start, updates, weights)
     return Combined(whole.with_tensors(averaged), {}, 0.0)

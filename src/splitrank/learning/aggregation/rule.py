@@ -33,7 +33,8 @@ class Combined:
     """What a rule makes of a round.
 
     Attributes:
-        adapter: the new global one, at the rank of ``Starts.whole``.
+        adapter: the new global one, at the rank of ``Starts.whole``; at rank 0 for a rule that starts every round from
+            factors that are drawn anew.
         memory: what the rule hands to its next round, by name.
         factor_averaging_error: ‖product of means − mean of products‖ / ‖mean of products‖, None where the rule
             averages no factors.
@@ -64,6 +65,8 @@ class Rule:
         combine: see :data:`Combine`.
         selection: which numbers are trained and sent; None for what the traits say of whole kinds.
         terms: what it adds to a client's steps.
+        prepare: global adapter, at a round's rank → the same products as the rule wants to send them.
+        kept_rank: (a client's start, what it trained) → how many of its directions it keeps for good.
 
     Raises:
         InputError: one line for each attribute of another type.
@@ -74,6 +77,8 @@ class Rule:
     combine: Combine
     selection: Select | None = None
     terms: LocalTerms = NO_TERMS
+    prepare: Callable[[Adapter], Adapter] | None = None
+    kept_rank: Callable[[Adapter, Adapter], int] | None = None
 
     def __post_init__(self) -> None:
         combine: object = self.combine
