@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -97,19 +99,20 @@ def run(
         settings = None if resume and config is None else load_config(config or "offline", overrides or [])
 
         with leave_at_once_when_interrupted():
-            from splitrank.federation import run_folder
             from splitrank.federation.export_forms import export_folder
             from splitrank.federation.loop import run as run_rounds
+            from splitrank.federation.resume import resumed_config
             from splitrank.federation.round_lines import round_lines
+            from splitrank.federation.run_folder import num_recorded, read_records
             from splitrank.federation.tracking import tracked
             from splitrank.progress import track
 
         if resume:
             assert out is not None
-            settings = run_folder.resumed_config(out, settings, overrides or [])
+            settings = resumed_config(out, settings, overrides or [])
         assert settings is not None
-        with nullcontext(out) if out else run_folder.next_free_folder(Path(config or "offline").stem) as folder:
-            done = run_folder.num_recorded(folder) if resume else 0
+        with nullcontext(out) if out else _next_free_folder(Path(config or "offline").stem) as folder:
+            done = num_recorded(folder) if resume else 0
             rounds = tracked(run_rounds(settings, folder, resume=resume), settings.run.tracking, folder)
             shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings, folder)
             try:
@@ -129,8 +132,30 @@ def run(
         _write_report_of_run(folder)
         result = export_folder(settings)
         print(f"Run folder: {folder}  ({result}: {folder / result})", file=sys.stderr)
-    if not any(record.trained for record in run_folder.read_records(folder)):
+    if not any(record.trained for record in read_records(folder)):
         raise typer.Exit(3)
+
+
+@contextmanager
+def _next_free_folder(preset: str) -> Iterator[Path]:
+    """Make and hold ``runs/<preset>-<n>`` with the smallest free n; it goes again if nothing was put into it."""
+    root = Path("runs")
+    root.mkdir(exist_ok=True)
+    path = next(path for n in count(1) if _made(path := root / f"{preset}-{n}"))
+    try:
+        yield path
+    finally:
+        for folder in (path, root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _write_report_of_run(folder: Path) -> None:
