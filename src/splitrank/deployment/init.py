@@ -25,7 +25,7 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
     Args:
         folder: new or empty.
         server: the name or IPv4 address by which clients reach the server.
-        num_clients: how many clients there are to be, 1 to 1000.
+        num_clients: how many clients the federation has, 1 to 1000.
         port: the server's port that clients reach, 1024 to 65535.
 
     Raises:

@@ -59,7 +59,7 @@ def run(
         config: the settings; for a resumed run those of :func:`resume.resumed_config`.
         out: the run folder, new or empty unless resumed.
         resume: continue the run in ``out``.
-        connect: gives the clients; None for those of this process.
+        connect: returns the clients; None for those of this process.
         refuse_unable: as in `make_clients`; of no effect where ``connect`` is given.
 
     Raises:
@@ -71,7 +71,7 @@ def run(
         config=(config, Config, 'load_config("offline") returns one'), out=(out, Path | str, "name the run's folder")
     )
     out = Path(out)
-    resolve_device(config.run.device)  # refuses one that is not there before any text is read
+    resolve_device(config.run.device)  # refuses a missing one before any text is read
     with ExitStack() as held:
         if resume:
             folder = run_folder.open_to_resume(out)

@@ -64,7 +64,7 @@ class LocalClient:
 
     @property
     def is_private(self) -> bool:
-        """Whether the client keeps its machine to itself (``planner.where = "client"``)."""
+        """Return whether the client keeps its machine to itself (``planner.where = "client"``)."""
         return self.prepared.model.config.planner.where == "client"
 
     @property

@@ -1,4 +1,4 @@
-"""What a request asks of a client: its header and numbers read and checked, before any work.
+"""Requests to a client: their header and numbers are read and checked before any work.
 
 A header comes from outside and is trusted in nothing; what is made of it here has types, and the sizes of this model.
 """
@@ -28,11 +28,11 @@ _LOG = logging.getLogger("splitrank")
 
 @dataclass(frozen=True)
 class LinkEstimate:
-    """What the server tells a client of its link.
+    """The server's estimate of a client's link, as the client is told.
 
     Attributes:
         uplink_bps, downlink_bps: rates [bit/s].
-        overhead_s: what an exchange takes beside bits and training [s].
+        overhead_s: time of an exchange beside bits and training [s].
         latency_margin: the share of T0 to keep free.
     """
 
@@ -44,7 +44,7 @@ class LinkEstimate:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a client must know of a round to plan it for itself.
+    """A request to plan a round for oneself.
 
     Attributes:
         round, turn: of the round, and rounds aggregated before it.
@@ -70,7 +70,7 @@ class ClockPlan:
 
 @dataclass(frozen=True, eq=False)
 class TrainRequest:
-    """What a client is to train.
+    """A request to train.
 
     Attributes:
         round, turn: of the round, and rounds aggregated before it.
