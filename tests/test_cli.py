@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from splitrank.cli import app
+from splitrank.config import PRESETS
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 FIXED_GAINS = ["--set", "radio.uplink_gain=[1e-3,1e-3,1e-3]", "--set", "radio.downlink_gain=[1e-3,1e-3,1e-3]"]
@@ -343,3 +344,11 @@ def test_resuming_with_other_settings(tiny_config, tmp_path):
     longer = invoke("run", "--resume", "--out", out, "--set", "federation.rounds=2")
     assert longer.exit_code == 0
     assert [row.split()[0] for row in longer.stdout.splitlines()[1:]] == ["2"]
+
+
+def test_help_names_every_preset_and_swallows_no_table(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for command in (["plan"], ["data"], ["run"], ["methods"], ["config", "show"], ["config", "check"]):
+        assert f"CONFIG is a preset ({', '.join(PRESETS)}) or a TOML file" in invoke(*command, "--help").stdout
+    for table in ("[set]", "[grid]", "[[list]]"):
+        assert table in invoke("sweep", "--help").stdout

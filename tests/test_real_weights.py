@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from splitrank import load_config, predict, run
-from splitrank.federation.run_folder import resumed_config
+from splitrank.federation.resume import resumed_config
 
 
 @pytest.mark.real

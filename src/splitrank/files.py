@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes and locks that die with their process."""
+"""Files: written whole or not at all, filled in from templates, and locked until their process ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -34,6 +34,13 @@ def _readable() -> int:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` so that a reader, or a crash, meets the old file or the new one, never a part."""
     _write(path, content.encode() if isinstance(content, str) else content, _readable())
+
+
+def fill_in(template: str, values: Mapping[str, str]) -> str:
+    """Return a template with every ``@NAME@`` replaced by the value of that name."""
+    for name, value in values.items():
+        template = template.replace(f"@{name}@", value)
+    return template
 
 
 def write_privately(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What a round leaves behind: one line of ``rounds.jsonl``, plain fields only."""
+"""The record of a round: one line of ``rounds.jsonl``, plain fields only."""
 
 from __future__ import annotations
 

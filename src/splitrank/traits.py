@@ -1,4 +1,4 @@
-"""What every adapter method and every aggregation rule is, in the words that settings, planner and learning share.
+"""Properties of every adapter method and aggregation rule, in the words that settings, planner and learning share.
 
 A tensor that training changes is named ``"<kind>/<path>"``; methods, rules and costs speak of kinds. Neither wing may
 import the other, and the settings must check a combination without PyTorch, so what all of them need to know of a
@@ -38,7 +38,7 @@ def _check_words(what: str, words: Collection[str], known: Any) -> None:
 
 @dataclass(frozen=True)
 class MethodTraits:
-    """What an adapter method is.
+    """The properties of an adapter method.
 
     Attributes:
         kinds: of the tensors that it trains, the head's apart.
@@ -63,7 +63,7 @@ class MethodTraits:
 
     @property
     def has_rank(self) -> bool:
-        """Whether the planner has a rank to choose; without one the rank is 1."""
+        """Return whether the planner has a rank to choose; without one the rank is 1."""
         return self.contract != "fixed"
 
 
@@ -73,7 +73,7 @@ def _all(kind: str, turn: int) -> bool:
 
 @dataclass(frozen=True)
 class RuleTraits:
-    """What an aggregation rule is.
+    """The properties of an aggregation rule.
 
     Attributes:
         tags: ``"exact"``, the new product is the mean of the clients' at equal ranks; ``"unequal_ranks"``, clients may

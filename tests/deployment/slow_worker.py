@@ -5,7 +5,7 @@ python tests/deployment/slow_worker.py CLIENT.toml
 
 from __future__ import annotations
 
-from splitrank.federation.flower import worker
+from splitrank.federation.flower import local_client, worker
 from splitrank.learning.client import Throttle
 
 SLOW_ROUND = 2
@@ -22,7 +22,7 @@ def main() -> None:
     answer = worker.Worker.answer
 
     def slowly(self, header, floats):
-        worker.Throttle = TenTimesAsLong if header.get("round") == SLOW_ROUND else Throttle
+        local_client.Throttle = TenTimesAsLong if header.get("round") == SLOW_ROUND else Throttle
         return answer(self, header, floats)
 
     worker.Worker.answer = slowly

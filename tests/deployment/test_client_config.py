@@ -176,6 +176,32 @@ def test_plaintext_is_asked_for_and_warned_of(file, caplog):
     assert "node.plaintext is on" in caplog.text
 
 
+def test_the_way_to_the_server_is_written_from_the_clients_file(file, monkeypatch, tmp_path):
+    """At every start, so that what was changed in the file holds; `deploy init` leaves no such file half filled in."""
+    assert not (file.parent / "nginx.conf").exists()
+    assert not list(file.parent.parent.glob("client-proxy"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("nginx", "flower-supernode"):
+        (programs / name).write_text("")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    file.write_text(file.read_text().replace("# proxy_port = 21000", "proxy_port = 23456"))
+    command = commands(read_client_config(file), file)["nginx"]
+    assert command == ["nginx", "-p", str(file.parent), "-c", "nginx.conf", "-e", "nginx-error.log"]
+    written = (file.parent / "nginx.conf").read_text()
+    assert "@" not in written
+    for line in (
+        "server 192.0.2.1:9092;",
+        "listen 127.0.0.1:23456 ssl;",
+        'proxy_ssl_certificate "client.crt";',
+        'proxy_ssl_trusted_certificate "ca.crt";',
+        "proxy_ssl_verify on;",
+        "proxy_ssl_name splitrank-server;",
+    ):
+        assert f"  {line}\n" in written
+
+
 def test_nginx_is_asked_for(file, monkeypatch):
     monkeypatch.setenv("PATH", str(file.parent))
     with pytest.raises(InputError, match="nginx must be installed"):

@@ -33,7 +33,7 @@ REJECTIONS = (
     "round must be 6, got 5",
     "header must be JSON, its whole numbers of 64 bits at most",
     "out of memory",
-    "EOFError: the other side closed the line",
+    "EOFError: the other side closed the connection",
 )
 
 

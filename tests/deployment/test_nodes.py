@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from splitrank import load_config, load_data
-from splitrank.federation.flower import flower_clients, prepared, worker
+from splitrank.federation.flower import flower_clients, local_client, prepared
 from splitrank.federation.flower.device_profile import profile_device
 from splitrank.federation.rounds import run_round
 from tests.flower_in_process import Messenger
@@ -43,7 +43,7 @@ def connected(tiny_config, monkeypatch):
 
 def test_training_at_a_set_clock_is_counted_at_full_clock(connected, monkeypatch):
     """It takes as long as it takes there, without rests."""
-    monkeypatch.setattr(worker, "at_frequency", lambda frequency_hz: nullcontext(True))
+    monkeypatch.setattr(local_client, "at_frequency", lambda frequency_hz: nullcontext(True))
     clients = connected("budget.latency_s=20")
     before = dict(clients.roster.known)
     _, record = run_round(clients.model.initial_state(), clients)

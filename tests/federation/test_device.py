@@ -7,7 +7,8 @@ import torch
 
 from splitrank import load_config, load_data, make_clients, predict, run
 from splitrank.errors import ConfigError
-from splitrank.federation import model, run_folder
+from splitrank.federation import model
+from splitrank.federation.resume import resumed_config
 from splitrank.learning.device import available_devices, resolve_device
 from tests.federation.test_run import run_all
 from tests.records import equal_records
@@ -97,6 +98,6 @@ def test_a_run_goes_on_and_predicts_where_its_device_is_not(tiny_config, tmp_pat
     assert len(list(predict(out, ["the market"]))) == 1
     more = ["federation.rounds=2"]
     with pytest.raises(ConfigError, match=r'got "cuda:3"'):
-        next(run(run_folder.resumed_config(out, None, more), out, resume=True))
-    config = run_folder.resumed_config(out, None, [*more, "run.device=cpu"])
+        next(run(resumed_config(out, None, more), out, resume=True))
+    config = resumed_config(out, None, [*more, "run.device=cpu"])
     assert [record.round for record in run(config, out, resume=True)] == [2]

@@ -14,7 +14,7 @@ import pytest
 
 from splitrank import predict, run
 from splitrank.errors import InputError
-from splitrank.federation.run_folder import resumed_config
+from splitrank.federation.resume import resumed_config
 from splitrank.studies.report import write_report
 from splitrank.studies.run_reader import read_run
 

@@ -14,7 +14,7 @@ import pytest
 
 from splitrank import RoundRecord, load_config, run
 from splitrank.errors import ConfigError, InputError
-from splitrank.federation import run_folder
+from splitrank.federation.resume import resumed_config
 from tests.federation.test_run import adapter_bytes, run_all
 from tests.records import equal_records
 
@@ -30,7 +30,7 @@ def start_run(*arguments: object) -> subprocess.Popen:
 
 def go_on(out: Path) -> list[RoundRecord]:
     """Resume a run as its folder says."""
-    return list(run(run_folder.resumed_config(out, None, []), out, resume=True))
+    return list(run(resumed_config(out, None, []), out, resume=True))
 
 
 @pytest.mark.parametrize(("attempt", "head"), [(0, "full"), pytest.param(1, "local", marks=pytest.mark.slow)])
@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_a_resumable_folder(tiny_config, tmp_path):
     assert process.returncode == 1
     assert f"splitrank run --resume --out {out}" in errors
     assert "Traceback" not in errors
-    config = run_folder.resumed_config(out, None, [])
+    config = resumed_config(out, None, [])
     done = len(equal_records(out)) - 1
     resumed = run(config, out, resume=True)
     assert next(resumed).round in (done, done + 1)
@@ -141,7 +141,7 @@ def test_altered_records_are_noticed(tiny_config, tmp_path):
 def test_only_more_may_change_on_resume(tiny_config, tmp_path):
     out = tmp_path / "run"
     interrupted(tiny_config, out)
-    resumed = run_folder.resumed_config
+    resumed = resumed_config
     assert resumed(out, None, ["federation.rounds=9"]).federation.rounds == 9
     assert resumed(out, load_config(str(tiny_config)), []).run.threads == 1
     for change in ("federation.rounds=2", "train.learning_rate=1e-3", "run.seed=1", "budget.energy_j=1"):
@@ -176,7 +176,7 @@ def test_a_linear_schedule_spans_its_rounds(tiny_config, tmp_path):
     out = tmp_path / "run"
     run_all(tiny_config, out, "train.schedule=linear", "federation.rounds=1")
     with pytest.raises(ConfigError, match=r"federation\.rounds must be the same, since a linear train\.schedule"):
-        run_folder.resumed_config(out, None, ["federation.rounds=2"])
+        resumed_config(out, None, ["federation.rounds=2"])
 
 
 def test_relative_paths_resume(tiny_config, tiny_texts, tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_relative_paths_resume(tiny_config, tiny_texts, tmp_path, monkeypatch):
     running = run(asked, out)
     next(running)
     running.close()
-    assert run_folder.resumed_config(out, asked, []).data.path == str(tiny_texts)
+    assert resumed_config(out, asked, []).data.path == str(tiny_texts)
 
 
 def test_killed_before_the_settings_were_written_starts_anew(tiny_config, tmp_path):
@@ -217,11 +217,11 @@ def test_nobody_at_first_then_somebody_and_resumed_in_between(tiny_config, tmp_p
     config = load_config(str(tiny_config), settings)
     for index in range(1, 9):
         resume = index > 1
-        running = run(run_folder.resumed_config(broken, None, []) if resume else config, broken, resume=resume)
+        running = run(resumed_config(broken, None, []) if resume else config, broken, resume=resume)
         for _ in range(1 if resume else 2):
             next(running)
         running.close()
-    list(run(run_folder.resumed_config(broken, None, []), broken, resume=True))
+    list(run(resumed_config(broken, None, []), broken, resume=True))
     assert equal_records(broken) == equal_records(tmp_path / "whole")
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from splitrank import load_config, load_data, make_clients, predict, run, run_round
 from splitrank.errors import ConfigError, InfeasibleError, InputError
-from splitrank.federation import run_folder
+from splitrank.federation.resume import resumed_config
 from tests.records import equal_records
 
 
@@ -153,12 +153,10 @@ def test_target_accuracy_stops_early(tiny_config, tmp_path):
     assert all(record.accuracy < 0.3 for record in records[:-1])
     assert len(records) < 51
     # Resuming a run that has reached its target does nothing but finish.
-    config = run_folder.resumed_config(tmp_path / "run", None, [])
+    config = resumed_config(tmp_path / "run", None, [])
     assert list(run(config, tmp_path / "run", resume=True)) == []
     # A higher target goes on.
-    config = run_folder.resumed_config(
-        tmp_path / "run", None, ["federation.target_accuracy=0.99", "federation.rounds=51"]
-    )
+    config = resumed_config(tmp_path / "run", None, ["federation.target_accuracy=0.99", "federation.rounds=51"])
     assert next(run(config, tmp_path / "run", resume=True)).round == records[-1].round + 1
 
 

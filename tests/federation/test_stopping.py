@@ -9,7 +9,7 @@ import pytest
 from splitrank import load_config, run
 from splitrank.config import to_toml
 from splitrank.errors import ConfigError
-from splitrank.federation import run_folder
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.stopping import stop_reason
 from splitrank.studies.execution import is_finished
 from splitrank.studies.sweep import Trial
@@ -60,7 +60,7 @@ def test_a_run_without_gain_stops_says_so_and_goes_on_when_asked(tiny_config, tm
     assert is_finished(trial, out)
 
     def resumed(*overrides: str) -> list[int]:
-        config = run_folder.resumed_config(out, None, list(overrides))
+        config = resumed_config(out, None, list(overrides))
         return [record.round for record in run(config, out, resume=True)]
 
     assert resumed() == []
@@ -74,7 +74,7 @@ def test_a_run_without_gain_stops_says_so_and_goes_on_when_asked(tiny_config, tm
     assert "patience = 4" in text
     endless = tmp_path / "endless.toml"
     endless.write_text(text.replace("patience = 4\n", ""))
-    config = run_folder.resumed_config(out, load_config(str(endless)), [])
+    config = resumed_config(out, load_config(str(endless)), [])
     assert [record.round for record in run(config, out, resume=True)] == [5, 6, 7]
     run_all(tiny_config, tmp_path / "whole", *STILL, "federation.rounds=7")
     assert equal_records(out) == equal_records(tmp_path / "whole")
@@ -87,19 +87,19 @@ def test_patience_counts_from_before_an_interruption(tiny_config, tmp_path):
     for _ in range(3):
         next(running)
     running.close()
-    assert [record.round for record in run(run_folder.resumed_config(out, None, []), out, resume=True)] == [3]
+    assert [record.round for record in run(resumed_config(out, None, []), out, resume=True)] == [3]
 
 
 def test_a_run_cannot_be_made_impatient(tiny_config, tmp_path):
     run_all(tiny_config, tmp_path / "run", "federation.rounds=1")
     with pytest.raises(ConfigError, match=r"federation\.patience must be the same or more"):
-        run_folder.resumed_config(tmp_path / "run", None, ["federation.patience=3"])
+        resumed_config(tmp_path / "run", None, ["federation.patience=3"])
 
 
 def test_settings_at_their_default_but_for_the_rounds_go_on(tiny_config, tmp_path):
     """A table of which only the number of rounds was given is no other table when they are the default's."""
     run_all(tiny_config, tmp_path / "run", "federation.rounds=1")
-    config = run_folder.resumed_config(tmp_path / "run", None, ["federation.rounds=10"])
+    config = resumed_config(tmp_path / "run", None, ["federation.rounds=10"])
     assert "num_clients = 3" in to_toml(config)
     assert next(run(config, tmp_path / "run", resume=True)).round == 2
 
@@ -114,6 +114,6 @@ def test_through_flower_too(head, tiny_config, tmp_path):
     with flower() as (connect, _):
         records = list(run(load_config(str(tiny_config), settings), tmp_path / "run", connect=connect))
         assert [record.round for record in records] == [0, 1, 2]
-        config = run_folder.resumed_config(tmp_path / "run", None, ["federation.patience=3"])
+        config = resumed_config(tmp_path / "run", None, ["federation.patience=3"])
         more = list(run(config, tmp_path / "run", resume=True, connect=connect))
     assert [record.round for record in more] == [3]

@@ -7,13 +7,13 @@ from itertools import islice
 
 import pytest
 
-from splitrank.config import load_config
+from splitrank.config import absolute_paths, load_config
 from splitrank.errors import InputError
-from splitrank.federation import model, run_folder
+from splitrank.federation import model
 from splitrank.federation.export import texts_of_file
 from splitrank.federation.loop import run
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.round_lines import round_lines
-from splitrank.federation.run_folder import resumed_config
 from splitrank.records import RoundRecord
 from tests.learning.test_data import write_rows
 from tests.test_cli import invoke
@@ -84,12 +84,12 @@ def test_a_relative_folder_is_found_from_anywhere(tiny_config, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     config = load_config(str(tiny_config), ["data.name=here"])
-    assert run_folder.absolute_paths(config)["data.name"] == str(tmp_path / "here")
+    assert absolute_paths(config)["data.name"] == str(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
     config = load_config(str(tiny_config), ["data.path=~/here"])
-    assert run_folder.absolute_paths(config)["data.path"] == str(tmp_path / "here")
+    assert absolute_paths(config)["data.path"] == str(tmp_path / "here")
     (tmp_path / "docstrings").mkdir()  # the set that any installation has is no folder
-    assert "data.name" not in run_folder.absolute_paths(load_config(str(tiny_config), ["data.name=docstrings"]))
+    assert "data.name" not in absolute_paths(load_config(str(tiny_config), ["data.name=docstrings"]))
 
 
 def test_a_run_of_a_relative_data_set_repeats_from_its_written_settings(tiny_config, tmp_path, monkeypatch):

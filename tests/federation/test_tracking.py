@@ -15,7 +15,7 @@ import pytest
 
 from splitrank import Config, load_config, run
 from splitrank.errors import InputError, RunError
-from splitrank.federation import run_folder
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.run_folder import read_records
 from splitrank.federation.tracking import scalars, tracked
 from splitrank.records import ClientRecord, PreparationRecord, RoundRecord
@@ -128,7 +128,7 @@ def test_a_resumed_run_shows_every_round_once(tiny_config, tmp_path):
     rounds.close()
     # As after a crash between logging a round and its checkpoint: round 2 is done, and logged, again.
     shutil.rmtree(sorted((out / "checkpoint").iterdir())[-1])
-    config = run_folder.resumed_config(out, None, ["federation.rounds=5"])
+    config = resumed_config(out, None, ["federation.rounds=5"])
     assert [record.round for record in rounds_of(config, out, resume=True)] == [2, 3, 4, 5]
     assert in_tensorboard(out) == expected(out, np.float32)
     assert len(read_records(out)) == 6
@@ -187,7 +187,7 @@ def test_an_mlflow_that_refuses_leaves_a_run_that_resumes(tiny_config, tmp_path,
     with pytest.raises(RunError, match=r"MLflow must take the numbers of round 0.*--resume"):
         run_all(tiny_config, tmp_path / "run", "run.tracking=mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    config = run_folder.resumed_config(tmp_path / "run", None, [])
+    config = resumed_config(tmp_path / "run", None, [])
     assert [record.round for record in rounds_of(config, tmp_path / "run", resume=True)] == [1, 2, 3, 4]
     uri = f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}"
     [tracked_run] = mlflow_runs(uri)
@@ -217,7 +217,7 @@ def test_an_unknown_tracking_is_refused(tiny_config):
 def test_tracking_stays_as_it_was_when_a_run_is_resumed(tiny_config, tmp_path):
     run_all(tiny_config, tmp_path / "run", "federation.rounds=1")
     with pytest.raises(InputError, match=r"run.tracking must be the same"):
-        run_folder.resumed_config(tmp_path / "run", None, ["run.tracking=tensorboard"])
+        resumed_config(tmp_path / "run", None, ["run.tracking=tensorboard"])
 
 
 def test_a_run_without_tracking_imports_neither(tiny_config, tmp_path):

@@ -19,7 +19,7 @@ from splitrank import load_config, load_data, make_clients, run, run_round
 from splitrank.config import Config, flatten, read_toml, to_toml, with_values
 from splitrank.errors import InputError, RunError
 from splitrank.federation.in_process import InProcessClients
-from splitrank.federation.run_folder import resumed_config
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.state import State
 from splitrank.files import write_atomically
 from splitrank.learning.client import Update

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from splitrank.cli.common import (
+    CONFIG_HELP,
     ConfigArgument,
     JsonOption,
     SetOption,
@@ -22,20 +25,17 @@ from splitrank.cli.common import (
 from splitrank.errors import InputError, RunError
 
 
-@app.command()
+@app.command(epilog=CONFIG_HELP)
 def plan(
     config: ConfigArgument = "offline",
     overrides: SetOption = None,
-    round: Annotated[int, typer.Option("--round", min=1, help="Round whose channels are drawn.")] = 1,
+    round: Annotated[int, typer.Option("--round", min=1, help="Round to plan; each has other channels.")] = 1,
     as_json: JsonOption = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the plan into a .png, .pdf or .svg file.")
     ] = None,
 ) -> None:
-    """Say which LoRA rank and which frequencies fit the budgets, without data or weights.
-
-    CONFIG is a preset (offline, plain, paper, edge) or a TOML file. Exit code 3 if no rank fits.
-    """
+    """Say which LoRA rank and which processor frequencies fit the budgets, without data or weights."""
     with errors_as_exit_codes():
         from splitrank.config import load_config
         from splitrank.federation.plan_report import plan_lines, plan_report
@@ -52,12 +52,9 @@ def plan(
         raise typer.Exit(3)
 
 
-@app.command()
+@app.command(epilog=CONFIG_HELP)
 def data(config: ConfigArgument = "offline", overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show what a run would make of its texts, without training: rows, classes, lengths, and what looks wrong.
-
-    CONFIG is a preset (offline, plain, paper, edge) or a TOML file.
-    """
+    """Show what a run would make of its texts, without training: rows, classes, lengths, and what looks wrong."""
     with errors_as_exit_codes():
         from splitrank.config import load_config
 
@@ -75,14 +72,9 @@ def data(config: ConfigArgument = "offline", overrides: SetOption = None, as_jso
         print(json.dumps(summary.to_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
-@app.command()
+@app.command(epilog=CONFIG_HELP)
 def run(
-    config: Annotated[
-        str | None,
-        typer.Argument(
-            help="A preset (offline, plain, paper, edge) or a TOML file; offline if left out.", show_default=False
-        ),
-    ] = None,
+    config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", show_default="offline")] = None,
     overrides: SetOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder; the next free runs/<preset>-<n> if left out.")
@@ -90,10 +82,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train together: plan, train and aggregate round after round on real text.
-
-    CONFIG is a preset (offline, plain, paper, edge) or a TOML file; offline if left out.
-    """
+    """Run a federation on real text: plan, train and aggregate, round after round."""
     with errors_as_exit_codes():
         from splitrank.config import load_config
 
@@ -102,19 +91,20 @@ def run(
         settings = None if resume and config is None else load_config(config or "offline", overrides or [])
 
         with leave_at_once_when_interrupted():
-            from splitrank.federation import run_folder
             from splitrank.federation.export_forms import export_folder
             from splitrank.federation.loop import run as run_rounds
+            from splitrank.federation.resume import resumed_config
             from splitrank.federation.round_lines import round_lines
+            from splitrank.federation.run_folder import num_recorded, read_records
             from splitrank.federation.tracking import tracked
             from splitrank.progress import track
 
         if resume:
             assert out is not None
-            settings = run_folder.resumed_config(out, settings, overrides or [])
+            settings = resumed_config(out, settings, overrides or [])
         assert settings is not None
-        with nullcontext(out) if out else run_folder.next_free_folder(Path(config or "offline").stem) as folder:
-            done = run_folder.num_recorded(folder) if resume else 0
+        with nullcontext(out) if out else _next_free_folder(Path(config or "offline").stem) as folder:
+            done = num_recorded(folder) if resume else 0
             rounds = tracked(run_rounds(settings, folder, resume=resume), settings.run.tracking, folder)
             shown = (record.to_json() for record in rounds) if as_json else round_lines(rounds, settings, folder)
             try:
@@ -134,8 +124,30 @@ def run(
         _write_report_of_run(folder)
         result = export_folder(settings)
         print(f"Run folder: {folder}  ({result}: {folder / result})", file=sys.stderr)
-    if not any(record.trained for record in run_folder.read_records(folder)):
+    if not any(record.trained for record in read_records(folder)):
         raise typer.Exit(3)
+
+
+@contextmanager
+def _next_free_folder(preset: str) -> Iterator[Path]:
+    """Make and hold ``runs/<preset>-<n>`` with the smallest free n; it goes again if nothing was put into it."""
+    root = Path("runs")
+    root.mkdir(exist_ok=True)
+    path = next(path for n in count(1) if _made(path := root / f"{preset}-{n}"))
+    try:
+        yield path
+    finally:
+        for folder in (path, root):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _write_report_of_run(folder: Path) -> None:
@@ -147,14 +159,14 @@ def _write_report_of_run(folder: Path) -> None:
 
 @app.command()
 def predict(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to classify.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A CSV, TSV, JSONL or Parquet file of texts.")] = None,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A CSV, TSV, JSON or Parquet file of texts.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Classify texts with a finished run's adapter.
 
-    RUN_DIR is the folder of a finished run; TEXT... are the texts, or give --file.
+    RUN_DIR is the folder of a finished run. Give the texts as arguments, or a file of them with --file.
     """
     with errors_as_exit_codes():
         if bool(texts) == bool(file):

@@ -22,18 +22,19 @@ from splitrank.cli.common import (
 from splitrank.errors import InputError, RunError
 
 
-@app.command()
+@app.command(
+    # Rich would take [set] for markup.
+    epilog="SWEEP.toml has a base, the table \\[set] with the settings that all trials share, \\[grid] or \\[\\[list]] "
+    "with those that vary, and seeds; docs/studies.md has an example. The command writes results.csv, results.parquet, "
+    "report.html and a run folder for each trial."
+)
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="What varies: [grid] or [[list]], and seeds.")],
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml")],
     jobs: JobsOption = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; runs/<name of the file> if left out.")] = None,
     ray: RayOption = None,
 ) -> None:
-    """Run every combination of a file's settings; the same command again runs what is missing.
-
-    SWEEP.toml names a base, [set] for what all trials share, [grid] or [[list]] for what varies, and seeds; an
-    example stands in docs/studies.md. Leaves results.csv, results.parquet, report.html, and a run folder per trial.
-    """
+    """Run every combination of a file's settings; the same command again runs what is missing."""
     with errors_as_exit_codes():
         from splitrank.studies.sweep import read_sweep
 
@@ -46,24 +47,25 @@ def sweep(
         print(f"Results: {folder / 'results.csv'}  (report: {folder / 'report.html'})", file=sys.stderr)
 
 
-@app.command()
+@app.command(
+    epilog="EXPERIMENT is placement, rank, latency, energy or all; with --preset edge it is latency, energy, "
+    "bandwidth, distance or all. The same command again runs what is missing."
+)
 def reproduce(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT")],
     preset: Annotated[str, typer.Option("--preset", help="small (a laptop), paper (a GPU) or edge.")] = "small",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds: 0, 1, and so on.")] = 3,
     overrides: SetOption = None,
     jobs: JobsOption = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; runs/reproduce-<preset> if left out.", show_default=False)
     ] = None,
     ray: RayOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost here, after 20 s.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate time and memory on this machine, in 20 s; train nothing.")
+    ] = False,
 ) -> None:
-    """Repeat the paper's experiments: a table, a figure, and a verdict on each thing that the paper expects.
-
-    EXPERIMENT is placement, rank, latency, energy or all; with --preset edge latency, energy, bandwidth, distance or
-    all. The same command again runs what is missing.
-    """
+    """Repeat the paper's experiments: a table, a figure, and a verdict on each thing that the paper expects."""
     with errors_as_exit_codes():
         from splitrank.config import parse_overrides
         from splitrank.studies.experiments import chosen_experiments, experiment_trials, read_study
@@ -109,13 +111,18 @@ def _print_study(lines: Iterator[str], folder: Path) -> None:
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or of sweeps.")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File; report.html here, for one run in its folder.", show_default=False),
+        typer.Option(
+            "--out", help="File to write; report.html in the RUN_DIR, or here if there are several.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Draw runs, one or several overlaid, as one HTML file that opens without a network."""
+    """Draw runs, one or several overlaid, as one HTML file that opens without a network.
+
+    RUN_DIR is the folder of a run, finished or not, or of a sweep.
+    """
     with errors_as_exit_codes():
         from splitrank.studies.report import check_same_experiment, read_runs, write_report
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from splitrank.cli.common import (
+    CONFIG_HELP,
     ConfigArgument,
     JsonOption,
     SetOption,
@@ -21,7 +22,7 @@ from splitrank.cli.common import (
 )
 
 
-@config_app.command("show")
+@config_app.command("show", epilog=CONFIG_HELP)
 def config_show(config: ConfigArgument = "offline", overrides: SetOption = None) -> None:
     """Print all settings that have an effect, defaults included, as TOML."""
     with errors_as_exit_codes():
@@ -30,7 +31,7 @@ def config_show(config: ConfigArgument = "offline", overrides: SetOption = None)
         print(to_toml(load_config(config, overrides or [])), end="")
 
 
-@config_app.command("check")
+@config_app.command("check", epilog=CONFIG_HELP)
 def config_check(config: ConfigArgument = "offline", overrides: SetOption = None) -> None:
     """Check all settings and report every broken rule at once."""
     with errors_as_exit_codes():
@@ -43,16 +44,19 @@ def config_check(config: ConfigArgument = "offline", overrides: SetOption = None
 
 @config_app.command("explain")
 def config_explain(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A setting, such as budget.latency_s, or a table.")],
+    key: Annotated[str, typer.Argument(metavar="KEY")],
 ) -> None:
-    """Say what a setting does, which values it may have, its default, and when it is read."""
+    """Say what a setting does, which values it may have, its default, and when it is read.
+
+    KEY is a setting, such as budget.latency_s, or a whole table, such as budget.
+    """
     with errors_as_exit_codes():
         from splitrank.config.explain import explain
 
         print(explain(key))
 
 
-@app.command()
+@app.command(epilog=CONFIG_HELP)
 def methods(config: ConfigArgument = "paper", overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """List adapter methods and aggregation rules: what each trains, its tags, and the bits that it sends.
 
@@ -98,14 +102,17 @@ def cache_clear() -> None:
 
 @deploy_app.command("init")
 def deploy_init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
     server: Annotated[
-        str, typer.Option("--server", metavar="HOST", help="Name or address by which clients reach the server.")
+        str, typer.Option("--server", metavar="HOST", help="Name or IPv4 address by which clients reach the server.")
     ] = "localhost",
-    clients: Annotated[int, typer.Option("--clients", help="How many clients there are to be.")] = 3,
-    port: Annotated[int, typer.Option("--port", help="The server's port that clients reach.")] = 9092,
+    clients: Annotated[int, typer.Option("--clients", help="Number of clients.")] = 3,
+    port: Annotated[int, typer.Option("--port", help="Port of the server that clients connect to.")] = 9092,
 ) -> None:
-    """Write a folder for a deployment: settings, scripts that make keys and start machines, containers, a README."""
+    """Write a folder for a deployment: settings, scripts that make keys and start machines, containers, a README.
+
+    DIR is the folder, new or empty.
+    """
     from splitrank.deployment.init import init
 
     with errors_as_exit_codes():

@@ -1,8 +1,9 @@
 """Settings of a run: tables, their rules, and the layers they are read in.
 
 ``values`` kinds of values, ``conditions`` when a setting is read, ``tables`` every setting, ``fields`` what a setting
-says of itself, ``rules`` between settings, ``layers`` reading and writing, ``problems`` broken rules as sentences,
-``later`` what is specified and not available yet, ``explain`` the documentation.
+says of itself, ``rules`` between settings, ``layers`` reading and writing, ``paths`` settings that name files,
+``problems`` broken rules as sentences, ``later`` what is specified and not available yet, ``explain`` the
+documentation.
 """
 
 from splitrank.config.layers import (
@@ -18,6 +19,7 @@ from splitrank.config.layers import (
     to_toml,
     with_values,
 )
+from splitrank.config.paths import absolute_paths
 from splitrank.config.tables import AdapterTable, Config, FederationTable
 from splitrank.config.values import ByColumn, NoiseFigure, PerClient, Uniform
 
@@ -30,6 +32,7 @@ __all__ = [
     "NoiseFigure",
     "PerClient",
     "Uniform",
+    "absolute_paths",
     "config_from",
     "config_of",
     "flatten",

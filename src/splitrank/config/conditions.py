@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """What must hold of other settings for a setting to be read.
+    """A condition on other settings, under which a setting is read.
 
     Attributes:
         keys: the other settings, dotted.

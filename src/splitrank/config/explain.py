@@ -1,4 +1,4 @@
-"""What the settings say of themselves, as text: ``splitrank config explain KEY`` and docs/settings.md.
+"""The settings' documentation, from their own descriptions: ``splitrank config explain KEY`` and docs/settings.md.
 
 docs/settings.md is written by ``python -m splitrank.config.explain > docs/settings.md``.
 """
@@ -113,7 +113,7 @@ def _as_toml(value: Any) -> str:
 
 
 def _notes(setting: Setting) -> Iterator[str]:
-    """Yield what else is to be said: conditions, and the other side of a pair."""
+    """Yield what else must be said: conditions, and the other side of a pair."""
     for sides in EITHER_OR:
         for side, other in (sides, sides[::-1]):
             if setting.key in side:

@@ -16,7 +16,7 @@ from splitrank.config.values import OnePerClient, Rule
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one setting.
+    """All that is known of one setting.
 
     Attributes:
         key: dotted.

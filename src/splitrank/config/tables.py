@@ -93,7 +93,7 @@ class ModelTable(Table):
 
 
 class AdapterTable(Table):
-    """What is trained in each layer."""
+    """The adapter: what is trained in each layer."""
 
     method: Literal["lora", "rslora", "dora", "full", "bitfit"] = Field(
         "lora",
@@ -159,7 +159,7 @@ class HetloraTable(Table):
 
 
 class FederationTable(Table):
-    """Who takes part, for how long, and how their work is joined."""
+    """The rounds: how many clients take part, for how long, and how their work is joined."""
 
     num_clients: ClientCount = Field(3, description="number of clients")
     rounds: Count = Field(10, description="rounds of the run")
@@ -316,7 +316,7 @@ class RadioTable(Table):
 
 
 class BudgetTable(Table):
-    """What a round may cost."""
+    """The time and energy that a round may cost."""
 
     latency_s: Budget = Field(18000.0, description="T0, seconds of a round, for all clients")
     energy_j: BudgetPerClient = Field(25000.0, description="E0, joules of a round")

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from splitrank.errors import InputError
-from splitrank.files import folder_built_atomically
+from splitrank.files import fill_in, folder_built_atomically
 
 _SUPERLINK_PORT, _APP_PORT = 8000, 8008
 _COMPOSE_CLIENT = """  client-{client}:
@@ -25,7 +25,7 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
     Args:
         folder: new or empty.
         server: the name or IPv4 address by which clients reach the server.
-        num_clients: how many clients there are to be, 1 to 1000.
+        num_clients: how many clients the federation has, 1 to 1000.
         port: the server's port that clients reach, 1024 to 65535.
 
     Raises:
@@ -59,7 +59,7 @@ def init(folder: Path, *, server: str, num_clients: int, port: int) -> None:
             if template.name == "client":
                 for client in range(num_clients):
                     _write(template, building / f"client-{client}", {**values, "CLIENT": str(client)})
-            else:
+            elif template.name != "client-proxy":  # a client's supervisor fills that in, at every start
                 _write(template, building / template.name, values)
     for script in new.rglob("*.sh"):
         script.chmod(0o755)
@@ -85,7 +85,4 @@ def _write(template: Traversable, target: Path, values: dict[str, str]) -> None:
         for part in template.iterdir():
             _write(part, target / part.name, values)
         return
-    text = template.read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    target.write_text(text, encoding="utf-8")
+    target.write_text(fill_in(template.read_text(encoding="utf-8"), values), encoding="utf-8")

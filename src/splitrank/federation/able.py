@@ -1,4 +1,4 @@
-"""Who can take part at all: found before any work, since no channel helps a client that lacks time or energy."""
+"""Find out, before any work, which clients can ever take part: no channel helps one that lacks time or energy."""
 
 from __future__ import annotations
 

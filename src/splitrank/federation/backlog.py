@@ -1,4 +1,4 @@
-"""Which rows of the merged parts each client has: it is sent the others, and they are counted.
+"""The rows of the merged parts that each client has: it is sent the others, and they are counted.
 
 The ledger keeps them as ``merged_rows``, a line for each client and a column for each linear with an adapter, in the
 order of their paths. A client has the rows of its last update's start; what it missed since is its backlog. Rows that

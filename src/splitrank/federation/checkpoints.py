@@ -177,7 +177,7 @@ class Checkpoints:
 
 
 class _DamagedFileError(Exception):
-    """Which file of a checkpoint cannot be trusted, and why."""
+    """Says which file of a checkpoint cannot be trusted, and why."""
 
 
 def _sha256(data: bytes) -> str:

@@ -65,7 +65,7 @@ class Clients(Protocol):
 
     @property
     def trunk_computed(self) -> dict[str, bool]:
-        """Whether the frozen trunk's outputs had to be computed here."""
+        """Return whether the frozen trunk's outputs had to be computed here."""
 
     @property
     def run_id(self) -> str | None:

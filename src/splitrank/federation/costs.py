@@ -1,4 +1,4 @@
-"""What a round costs each client, by ``workload.model``, and what preparing the frozen trunk costs once."""
+"""The cost of a round for each client, by ``workload.model``, and that of preparing the frozen trunk, once."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _trunk_cycles(cut_layer: int, shape: EncoderShape, texts: TextStats, flops_p
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the one-off pass through the frozen trunk costs each client at full speed, outside the round budgets."""
+    """The cost of the one-off pass through the frozen trunk, each client at full speed, outside the round budgets."""
 
     seconds: FloatArray
     joules: FloatArray

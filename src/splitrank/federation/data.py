@@ -7,7 +7,7 @@ from pathlib import Path
 
 from splitrank.config import ByColumn, Config
 from splitrank.errors import check_types
-from splitrank.federation import run_folder
+from splitrank.federation.manifest import check_unchanged, read_manifest
 from splitrank.federation.partitions import partition_of
 from splitrank.learning.data import TextData, load_hub, load_path, take_rows
 from splitrank.learning.docstrings import load_docstrings
@@ -64,7 +64,7 @@ def table_format(config: Config) -> TableFormat:
 def announced(data: TextData, *, resumes: Path | None = None) -> TextData:
     """Say what some texts are, and return them, if they are those of the run that they are for."""
     if resumes is not None:
-        run_folder.check_unchanged(resumes, run_folder.read_manifest(resumes), "data", data.fingerprint)
+        check_unchanged(resumes, read_manifest(resumes), "data", data.fingerprint)
     for line in summarise(data).reading_lines():
         _LOG.info(line)
     return data

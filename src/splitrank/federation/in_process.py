@@ -121,7 +121,7 @@ class InProcessClients:
 
     @property
     def trunk_computed(self) -> dict[str, bool]:
-        """Whether the trunk's output had to be computed, rather than found in the cache."""
+        """Return whether the trunk's output had to be computed, rather than found in the cache."""
         return {"training": self.train_outputs.built, "test": self.test_outputs.built}
 
 

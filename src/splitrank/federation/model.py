@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from splitrank import placement
-from splitrank.config import Config, with_values
+from splitrank.config import Config, absolute_paths, with_values
 from splitrank.errors import ConfigError
-from splitrank.federation.run_folder import absolute_paths
 from splitrank.federation.sizes import check_fits
 from splitrank.federation.state import State
 from splitrank.learning import client as training

@@ -91,7 +91,7 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of machines and links, float64 arrays of shape (num_clients,).
+    """Measured machines and links, float64 arrays of shape (num_clients,).
 
     Attributes:
         seconds_per_sample, seconds_per_sample_per_rank: a and b [s] of :func:`workload.measured_workload`.
@@ -99,7 +99,7 @@ class Measured:
         capacitance: Ω such that Ω·f³ is the power at that clock.
         throttled: whether the machine keeps that clock and rests instead of slowing down, so that its energy is
             Ω·C·f_max² at any planned clock; bool.
-        uplink_bps, downlink_bps: rates of the links [bit/s], 0 for a client that is not there.
+        uplink_bps, downlink_bps: rates of the links [bit/s], 0 for a client that is offline.
         overhead_s: what a round's exchange takes that no rate explains [s].
         latency_margin: share of T0 that covers how much the actual latency strays.
     """

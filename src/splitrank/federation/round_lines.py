@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from splitrank.config import Config
-from splitrank.federation.run_folder import largest_class_share
+from splitrank.federation.manifest import largest_class_share
 from splitrank.records import RoundRecord, listed
 from splitrank.traits import METHOD_TRAITS
 

@@ -1,4 +1,4 @@
-"""What an encoder's sizes and the settings make of an adapter: how large it may be, and how many numbers it has.
+"""An adapter's sizes, by the encoder and the settings: how large it may be, and how many numbers it has.
 
 The sizes come from the settings, from a table of common names, or from a model folder; no weights are read and torch
 is not loaded: `splitrank plan` lives on it.
@@ -29,7 +29,7 @@ BITS_PER_FLOAT32 = 32.0
 
 @dataclass(frozen=True)
 class MergedParts:
-    """What the merged parts of a state mean for a round's costs.
+    """The merged parts of a state, as far as a round's costs depend on them.
 
     Attributes:
         ranks: (layer, logical name of a linear) → rank of its merged factors, None of a dense part.

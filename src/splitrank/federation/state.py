@@ -1,4 +1,4 @@
-"""What one round hands to the next: all of it is in the checkpoint, so that every method resumes to the same bits."""
+"""The state between two rounds: all of it is in the checkpoint, so that every method resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitrank.learning.adapters.adapter import Adapter
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that one round hands to the next.
+    """The state after a round.
 
     Attributes:
         round: last finished round, 0 before training.

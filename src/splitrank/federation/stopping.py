@@ -9,7 +9,7 @@ from splitrank.config import Config
 
 
 def stop_reason(config: Config, accuracies: Sequence[float]) -> str | None:
-    """Return in one sentence why no further round is to be done; None where nothing speaks against one.
+    """Return in one sentence why no further round must be done; None where the run goes on.
 
     Patience is that of Keras's ``EarlyStopping``, with round 0 as the first best; Prechelt, "Early Stopping - But
     When?", 1998, compares such criteria.

@@ -1,4 +1,4 @@
-"""What a round sends: the numbers of an adapter that the other side cannot have, flat, with the list of their names.
+"""The wire format: those numbers of an adapter that the other side cannot have, flat, with the list of their names.
 
 Down goes everything but what is drawn from the seed, and of merged parts the rows that the client does not have yet; up
 goes what was selected for training. Both sides derive the list of names and shapes for themselves and refuse any other,
@@ -41,7 +41,7 @@ def downlink(start: Adapter, rule: Rule, held: Mapping[str, int] = NOTHING_HELD)
     """Return what a client is sent of its start: all that it neither has nor can draw from the seed.
 
     Args:
-        start: what it is to start from.
+        start: what it starts from.
         rule: which kinds are drawn.
         held: path → first rows of the start's merged part that it has.
     """
@@ -67,7 +67,7 @@ def merged_digest(adapter: Adapter) -> str | None:
 
 @dataclass(frozen=True)
 class ToldPart:
-    """What a header says of a linear's merged part.
+    """A linear's merged part, as a header describes it.
 
     Attributes:
         rank: of factors, None of a dense part.

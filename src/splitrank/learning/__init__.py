@@ -1,4 +1,4 @@
-"""What is learnt: labelled texts, an encoder cut at a layer, adapters in its upper part, and their aggregation.
+"""Everything that learns: labelled texts, an encoder cut at a layer, adapters in its upper part, and their aggregation.
 
 ``data``, ``docstrings``, ``split_files``, ``table``, ``table_files``, ``delimited`` (texts, from where they are) ·
 ``text_rules``, ``classes``, ``summary``, ``lengths`` (what they must be, and what was made of them) ·

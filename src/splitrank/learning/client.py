@@ -1,4 +1,4 @@
-"""What a client does in a round, train the shared adapter on its own texts; and how a model is evaluated."""
+"""Train a client for a round: the shared adapter, on its own texts; and evaluate a model."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class TrainingConfig:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a client returns: its adapter, the mean loss over the texts it trained on, and how many it has.
+    """A client's result: its adapter, the mean loss over the texts it trained on, and how many it has.
 
     The loss is the plain cross-entropy, without class weights or penalties, so it compares with other settings.
 
     ``personal`` stays on the client: tensors that are trained and not sent. ``wall`` is what the round really took on a
-    real machine, under names that contain ``wall``; ``notes`` is what else the record is to say of the client.
+    real machine, under names that contain ``wall``; ``notes`` is what else the record says of the client.
     """
 
     adapter: Adapter
@@ -79,7 +79,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Task:
-    """What a client is asked to do in a round.
+    """A client's task in a round.
 
     Attributes:
         start: the adapter to start from.
@@ -105,7 +105,7 @@ class Throttle:
     """How fast a real machine may work, and until when; neither changes what is learnt.
 
     Attributes:
-        slowdown: how many times as long it is to take, by resting between steps, so that a machine whose clock cannot
+        slowdown: how many times as long it must take, by resting between steps, so that a machine whose clock cannot
             be set works as if it had been; 1 for as fast as it can.
         planned_s: seconds beyond which it rests no more, however much it is behind that.
         stop_at_s: moment of ``time.monotonic()`` at which training is given up; infinite for never.
@@ -205,7 +205,7 @@ def train(
     """Train one client for one round with AdamW (Loshchilov and Hutter, ICLR 2019), its moments starting at zero.
 
     The paper names neither optimiser nor batch size; these are our choices. Order and dropout come from the streams
-    (seed, "batches" | "dropout", round, client). What is not selected keeps the value that it starts from.
+    (seed, "batches" | "dropout", round, client). Numbers that are not selected keep the value that they start from.
 
     Args:
         adapted: the model that all clients share; it holds this client's adapter afterwards.

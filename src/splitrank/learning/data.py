@@ -56,7 +56,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """What the tokenizer tells of a data set.
+    """The lengths and cuts of a data set's texts, by the tokenizer.
 
     Attributes:
         max_length: tokens to which every text is cut.

@@ -199,7 +199,7 @@ def _uneven(line: int, width: int, found: int, like: str) -> str:
 
 @dataclass(frozen=True)
 class _Quotes:
-    """What the lines of a file show of its quotes, counting those on which a field begins with one.
+    """The use of quotes in a file, by its lines: counts of those on which a field begins with one.
 
     Attributes:
         num_wrapped: lines on which every such field ends with a quote, too, and quotes inside it are doubled.
@@ -232,7 +232,7 @@ class _Quotes:
 
     @property
     def are_characters(self) -> bool:
-        """Whether quotes are characters of the texts, which nothing but wrapped fields speaks against."""
+        """Return whether quotes are characters of the texts, which nothing but wrapped fields speaks against."""
         return not self.has_doubled and self.num_not_wrapped >= max(1, _CLEAR_MAJORITY * self.num_wrapped)
 
 

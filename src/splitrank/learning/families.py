@@ -1,4 +1,4 @@
-"""What the supported model families call their parts, how each runs a layer, and how its head reads the first token."""
+"""The supported model families: the names of their parts, how each runs a layer, and how its head reads a text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Family:
-    """What a model family calls its parts, and how it runs them.
+    """A model family: the names of its parts, and how it runs them.
 
     Paths of linears and norms start at a layer, the others at the model. ``run_layer`` takes a layer, states of shape
     (texts, width, hidden_size) and the bias of its attention scores; ``head`` the model and the first tokens' states.

@@ -1,4 +1,4 @@
-"""Who holds which rows: the split of the training rows over the clients of a federation.
+"""Partition the training rows: the split of the training rows over the clients of a federation.
 
 IID here means stratified: every client gets the same share of every class, so that what a study compares is not the
 luck of the draw (the paper gives every client the same number of samples of one data set). The others skew classes or

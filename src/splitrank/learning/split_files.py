@@ -1,4 +1,4 @@
-"""Which file of a folder is which split, by its name."""
+"""Find the files of a folder that hold its splits, by their names."""
 
 from __future__ import annotations
 

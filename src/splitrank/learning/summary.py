@@ -1,4 +1,4 @@
-"""What a run made of its data, as plain data and as lines for people: rows, classes, lengths, and what looks wrong."""
+"""Summarise the data of a run, as plain data and as lines for people: rows, classes, lengths, and what looks wrong."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ClientsSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What is known of a data set.
+    """A data set in numbers.
 
     Attributes:
         train_rows, test_rows: numbers of texts.

@@ -1,6 +1,6 @@
 """The rules that texts and labels must keep, checked on whole tables, each flaw traced to its rows.
 
-Texts of several columns are joined by one space. Which classes there are is decided in ``classes.py``.
+Texts of several columns are joined by one space. ``classes.py`` decides which classes there are.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def checked_splits(
 
     Args:
         train: the training rows.
-        test: the test rows, None if they are to be held out later.
+        test: the test rows, None if they will be held out later.
         text: the text columns; ``["text"]`` if None.
         label: the label column; ``"label"`` if None.
         order: the order of the class names where the source declares one.

@@ -1,4 +1,4 @@
-"""What fits the budgets: channels and links, workloads and the costs of adapter methods, P1, its solvers and plans.
+"""The planner: channels and links, workloads and the costs of adapter methods, P1, its solvers and plans.
 
 ``channel``, ``link`` · ``flops``, ``costs``, ``workload`` · ``quantities`` (numbers that people give),
 ``problem``, ``solvers``, ``selection``, ``plan``.

@@ -44,7 +44,7 @@ OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": b
 
 @dataclass(frozen=True)
 class Plan:
-    """Who trains at which rank and frequency this round, and what that costs. Arrays have shape (I,).
+    """A round's plan: each client's rank and frequency, and what they cost. Arrays have shape (I,).
 
     `make_plan` returns it; see there for an example, and `plan_json` for the same in plain Python types.
 

@@ -361,7 +361,7 @@ def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray
 
 
 UNITS = {"rank-cap": "rank", "latency": "s", "energy": "J", "frequency": "Hz"}
-"""What each constraint is measured in."""
+"""The quantity in which each constraint is measured."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Range:
-    """What a quantity may be: finite and at least 0, unless said otherwise.
+    """The range of a quantity: finite and at least 0, unless said otherwise.
 
     Attributes:
         hint: what to try.
@@ -34,7 +34,7 @@ class Range:
 
     @property
     def rule(self) -> str:
-        """What must hold, in words."""
+        """Return the rule in words."""
         if self.least is not None:
             return f"a whole number >= {self.least}"
         bound = "> 0" if self.is_positive else ">= 0"

@@ -74,7 +74,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one round costs each client. Costs may be 0, but none below 0 from rank 1 on.
+    """The cost of one round for each client. Costs may be 0, but none below 0 from rank 1 on.
 
     RoBERTa-base with a head of 593,668 numbers and LoRA of 9,216 numbers per rank, all sent as float32, and 2e12 cycles
     of training beside 1e10 for each rank:

@@ -23,7 +23,7 @@ from pathlib import Path
 from splitrank.config import to_toml
 from splitrank.errors import ConfigError, InputError
 from splitrank.federation.export_forms import export_folder
-from splitrank.federation.run_folder import resumed_config
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.stopping import stop_reason
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.studies.run_reader import read_run

@@ -11,7 +11,7 @@ import pandas as pd
 from splitrank.studies.run_reader import RecordedRun
 
 Aggregate = Callable[[RecordedRun], float | None]
-"""From a run to one number, None where it was never recorded."""
+"""Returns one number of a run, None where it was never recorded."""
 
 
 def last_accuracy(run: RecordedRun) -> float | None:

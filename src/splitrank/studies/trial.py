@@ -13,8 +13,8 @@ from pathlib import Path
 
 from splitrank.config import load_config
 from splitrank.errors import InputError, RunError
-from splitrank.federation import run_folder
 from splitrank.federation.loop import run
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.tracking import tracked
 from splitrank.logs import show_log
 
@@ -30,7 +30,7 @@ def run_trial(settings: Path, folder: Path) -> None:
     config = load_config(str(settings))
     begun = (folder / "config.toml").is_file()
     if begun:
-        config = run_folder.resumed_config(folder, config, [])
+        config = resumed_config(folder, config, [])
     for record in tracked(run(config, folder, resume=begun, refuse_unable=False), config.run.tracking, folder):
         print(f"round {record.round}: {100 * record.accuracy:.1f} %", flush=True)
 

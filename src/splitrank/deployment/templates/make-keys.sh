@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes all keys of the federation in ./keys and hands every machine what it needs, nothing more. Run once, where the
-# keys are to be kept; what is there already stays. To add a client later: ./make-keys.sh NUMBER
+# keys are kept; what is there already stays. To add a client later: ./make-keys.sh NUMBER
 #   ca.*        a certificate authority of your own; its key signs the certificates
 #   server.*    TLS certificate of the server
 #   client-N.*  TLS certificate of client N, without which the server's port answers nothing

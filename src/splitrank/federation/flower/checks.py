@@ -1,4 +1,4 @@
-"""What an update must be before it touches the model."""
+"""Check an update before it touches the model: its shape, its numbers, and how far it may have moved."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_STEP = 0.1 / math.sqrt(0.001)
 
 
 def norm_bound(start: Tensor, num_samples: int, training: TrainingConfig) -> float:
-    """Return the farthest that AdamW can move numbers in a round, so what no honest client exceeds.
+    """Return the farthest that AdamW can move numbers in a round; no honest client exceeds it.
 
     ‖θ − θ_start‖ ≤ s·η·(c·√n + λ·(‖θ_start‖ + s·η·c·√n)),  c = (1 − β1)/√(1 − β2)
 
@@ -56,7 +56,7 @@ def checked_update(
     training: TrainingConfig,
     has_personal: bool = False,
 ) -> Update | NoUpdate:
-    """Turn an answer into an update if it is one for this request, else say in one sentence what is wrong with it.
+    """Check an answer, and return its update; a :class:`NoUpdate` with one sentence where something is wrong with it.
 
     Args:
         reply: what came.

@@ -31,7 +31,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """What a client's file says.
+    """The content of a client's file.
 
     Attributes:
         client: its number, 0 to federation.num_clients − 1.

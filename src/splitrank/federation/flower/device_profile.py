@@ -1,4 +1,4 @@
-"""What a client's machine is and can do, measured on the machine itself: speed, power, clock.
+"""Profile a client's machine, on the machine itself: speed, power, clock.
 
 Speed: seconds per sample are timed at two ranks and taken for a line in the rank. Power: Linux's energy counters
 (powercap, "RAPL") where they can be read, else Ω·f³ with ``client.capacitance``. Clock: where the operating system lets
@@ -40,7 +40,7 @@ _LEAST_S, _LEAST_TIMES = 1.0, 3
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """What a client tells of its machine where ``planner.where = "server"``.
+    """A client's machine, as it is told to the server where ``planner.where = "server"``.
 
     Attributes:
         cores: processors that the worker may use.
@@ -65,7 +65,7 @@ class DeviceProfile:
 
     @property
     def is_throttled(self) -> bool:
-        """Whether it keeps its clock and rests instead, so that a cycle takes the same energy in any plan."""
+        """Return whether it keeps its clock and rests instead, so that a cycle takes the same energy in any plan."""
         return self.clock == "throttled"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class DeviceProfile:
 
 @dataclass
 class DeviceEstimate:
-    """What is known of a machine: what was measured, its speed kept running by the rounds since.
+    """A machine as it is known now: as it was measured, with its speed corrected by the rounds since.
 
     A machine that was busy while it was timed, or now is, takes a and b times its slowness: the median, over the last
     rounds, of what training took at full clock over what a + b·r says.
@@ -112,7 +112,7 @@ class DeviceEstimate:
 
 
 UNKNOWN_DEVICE = DeviceProfile(1, 1, 1e9, 1e-3, 0.0, 1.0, 1e-27, "client.capacitance", "throttled")
-"""Stands in the planner's arrays for a machine that is not there, or that the client keeps to itself."""
+"""Stands in the planner's arrays for a machine that has not joined, or that the client keeps to itself."""
 
 
 def profile_from(told: Any) -> DeviceProfile | None:
@@ -221,7 +221,7 @@ def full_frequency_hz() -> float | None:
 
 @contextmanager
 def at_frequency(frequency_hz: float) -> Iterator[bool]:
-    """Hold the processors at a clock if the system lets us; gives whether it does."""
+    """Hold the processors at a clock if the system lets us, and return whether it does."""
     files = _clock_files()
     before = {file: file.read_text() for file in files}
     try:

@@ -54,7 +54,7 @@ class FlowerClients:
         model: evaluates on the server; the clients have their own.
         rule: how their work is aggregated.
         data: the server's texts, of which it uses the test texts.
-        roster: who is there.
+        roster: the nodes that are online, and what they registered.
         run_id: name of the run.
         partition: who holds which rows of the settings' texts; None where the clients have texts of their own.
     """
@@ -90,7 +90,7 @@ class FlowerClients:
 
     @property
     def trunk_computed(self) -> dict[str, bool]:
-        """Whether the trunk's output had to be computed on the server."""
+        """Return whether the trunk's output had to be computed on the server."""
         return {"test": self.test_outputs.built}
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class FlowerClients:
         return replace(self.model.initial_state(), local={})
 
     def problem(self, state: State) -> Problem:
-        """Return the next round's links, machines and budgets; who is not there has an uplink of rate 0."""
+        """Return the next round's links, machines and budgets; a client that is offline has an uplink of rate 0."""
         roster, config, shape = self.roster, self.config, self.model.shape
         roster.gather()
         counted = TextStats(*(np.maximum(amount, 1.0) for amount in vars(self.texts).values()))
@@ -194,7 +194,7 @@ def _message(start: Adapter, rule: Rule, held: Mapping[str, int], turn: int) -> 
 
 
 def ask_for_ranks(roster: Roster, problem: Problem, state: State) -> NDArray[np.int64]:
-    """Ask every client for the largest rank of its own problem; 0 for one that is not there or tells none.
+    """Ask every client for the largest rank of its own problem; 0 for one that is offline or tells none.
 
     A client is told what it needs for that: the server's estimate of its link, and the round's latency margin.
     """
@@ -220,10 +220,10 @@ def ask_for_ranks(roster: Roster, problem: Problem, state: State) -> NDArray[np.
 
 
 def evaluate_on_clients(roster: Roster, rule: Rule, state: State) -> Evaluation:
-    """Let every client that is there evaluate the shared adapter with its personal part on its own test texts.
+    """Have every online client evaluate the shared adapter with its personal part on its own test texts.
 
-    Accuracy and loss are means over all texts of all clients; they tell hits, a sum of losses and a count, so there is
-    no F1. What nobody tells is not a number, and null in the record.
+    Accuracy and loss are means over all texts of all clients; they report hits, a sum of losses and a count, but
+    no F1. Where nobody answers they are not a number, and null in the record.
 
     Raises:
         RunError: before the first round, where all that answered have no test text.

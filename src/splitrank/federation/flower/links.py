@@ -1,4 +1,4 @@
-"""The links as they are: rates and overhead from probe messages, and how far the actual latency strays from the plan.
+"""Measure the links: rates and overhead from probe messages, and how far the actual latency strays from the plan.
 
 Neither app sees the transfer between SuperNode and SuperLink, so a link is measured by messages of two sizes: what the
 longer one takes more gives the rate, what the shorter one takes the overhead. All probes of a node are sent at once,
@@ -34,7 +34,7 @@ _MEAN_WAIT_S, _MAX_WAIT_S = 2.5, 4.0
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What probes told of a link.
+    """A link as measured by probes.
 
     Attributes:
         uplink_bps, downlink_bps: rates [bit/s].
@@ -53,7 +53,7 @@ class ProbeResult:
 
 @dataclass
 class Link:
-    """What is known of one client's link: what probes told, kept running by the rounds since.
+    """One client's link as it is known now: as probes measured it, corrected by the rounds since.
 
     A round takes overhead_s + slowness·bits_s beside its training, bits_s being its bits over the probed rates. Both
     are fitted by least squares to the last rounds and to the probes, which count as one round each: one without bits,
@@ -79,7 +79,7 @@ class Link:
 
     @property
     def overhead_s(self) -> float:
-        """What a round's exchange is likely to take beside bits and training [s]."""
+        """Return how long a round's exchange is likely to take beside bits and training [s]."""
         return self._fit[0]
 
     @property

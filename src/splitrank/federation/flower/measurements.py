@@ -1,4 +1,4 @@
-"""What a run knows of its clients' machines and links by measurement: into the planner's problem, and kept running."""
+"""Measured machines and links: into the planner's problem, and corrected by every round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from splitrank.learning.client import Update
 
 
 def measured(roster: Roster) -> Measured:
-    """Return what was measured, as arrays; a client that was never there gets harmless numbers."""
+    """Return measured machines and links as arrays; a client that has never joined gets harmless numbers."""
     nodes = [roster.known.get(client) for client in range(roster.config.federation.num_clients)]
     machines = [node.machine if node and node.machine else UNKNOWN_DEVICE for node in nodes]
     links = [node.link if node and node.link else Link() for node in nodes]
@@ -58,7 +58,7 @@ def wall_of(reply: Reply, machine: DeviceProfile | None) -> dict[str, float]:
 def observe(
     roster: Roster, client: int, reply: Reply, result: Update | NoUpdate, round: int, downlink_bits: float
 ) -> None:
-    """Keep the estimates running; where no answer came the client is to join, and be measured, again.
+    """Correct the estimates by a round; where no answer came the client must join, and be measured, again.
 
     The first round teaches nothing of the link: half of an adapter is zeros then, and Flower sends equal pieces only
     once.

@@ -72,7 +72,7 @@ class Messenger:
         return list(self.grid.get_node_ids())
 
     def ask(self, requests: Mapping[int, Request], message_type: str, *, group: str) -> None:
-        """Send requests whose answers :meth:`answers` gives when they have come."""
+        """Send requests; :meth:`answers` returns their answers once they have come."""
         sent_s = time.monotonic()
         nodes = list(requests)
         for message_id, place in self._push(list(requests.items()), message_type, group, _MAX_WAIT_S).items():
@@ -132,7 +132,7 @@ class Messenger:
         return [come.get(place, late) for place in range(len(requests))]
 
     def _pull(self, message_ids: Sequence[str]) -> list[tuple[str, Message | Exception]]:
-        """Answers that are there, by the request that they answer; an exception for one that Flower cannot read."""
+        """Return the answers that have come, by their request; an exception for one that Flower cannot read."""
         if not message_ids:
             return []
         try:
@@ -145,7 +145,7 @@ class Messenger:
     def _push(
         self, requests: Sequence[tuple[int, Request]], message_type: str, group: str, ttl_s: float
     ) -> dict[str, int]:
-        """Send; gives the message's name → its place among the requests."""
+        """Send, and return the name of each message → its place among the requests."""
         messages = [
             Message(pack(*request), dst_node_id=node, message_type=message_type, ttl=ttl_s, group_id=group)
             for node, request in requests

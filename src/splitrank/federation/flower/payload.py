@@ -1,4 +1,4 @@
-"""What a message carries: a header of plain values and at most one flat float32 array.
+"""The content of a message: a header of plain values and at most one flat float32 array.
 
 One array, because Flower fetches arrays one request at a time. The header is JSON in one text field, since Flower's
 records know no nesting and no None. Nothing is ever unpickled. This module needs no torch.

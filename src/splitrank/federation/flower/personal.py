@@ -1,4 +1,4 @@
-"""What a real node keeps of a run on its own disk: what is personal, trained and never sent; and the merged parts.
+"""A real node's own disk: it keeps what is personal, trained and never sent, and the merged parts.
 
 A round's part, the one it was trained from and the one before lie under
 ``$XDG_DATA_HOME/splitrank/personal/<run>/<client>/``, readable by their owner alone. A request names the round to start

@@ -1,4 +1,4 @@
-"""What a worker needs of a run, loaded once for one set of settings: model, texts and the trunk's cached output."""
+"""Load, once for one set of settings, what a worker needs of a run: model, texts and the trunk's cached output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a run needs of a worker, for one set of settings.
+    """Model and texts of a worker, for one set of settings.
 
     Attributes:
         settings, labels: those that it was loaded for.

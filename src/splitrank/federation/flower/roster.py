@@ -1,4 +1,4 @@
-"""Who is there: nodes join, are measured, stand for a client, and leave."""
+"""The roster of a run: nodes join, have their links measured, stand for a client, and leave."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class Roster:
 
     @property
     def measures(self) -> bool:
-        """Whether budgets are real: machines and links are measured, and a round has a deadline."""
+        """Return whether budgets are real: machines and links are measured, and a round has a deadline."""
         return self.config.workload.model == "measured" and self.config.client.seconds_per_sample is None
 
     @property
     def asks_for_ranks(self) -> bool:
-        """Whether clients plan for themselves and tell their largest rank."""
+        """Return whether clients plan for themselves and tell their largest rank."""
         return self.config.planner.where == "client"
 
     @property
@@ -94,7 +94,7 @@ class Roster:
         self.present[client] = self.known[client] = replace(self.present[client], machine=machine)
 
     def gather_all(self) -> None:
-        """Wait until all clients are there, or after a while until enough are; the others may join later.
+        """Wait for all clients, and after federation.join_s for enough of them only; the others may join later.
 
         Raises:
             RunError: as in :meth:`gather`.
@@ -104,7 +104,7 @@ class Roster:
             self.gather()
 
     def gather(self) -> None:
-        """Take in who has come and let go who has left, until at least federation.min_clients are there.
+        """Register nodes that have come, drop those that have left, and wait for federation.min_clients of them.
 
         Raises:
             RunError: too few have come within federation.timeout_s.
@@ -127,14 +127,14 @@ class Roster:
             if len(self.present) >= least:
                 return True
             if not said:
-                _LOG.info(f"{len(self.present)} of {least} clients are there; waiting for the others.")
+                _LOG.info(f"{len(self.present)} of {least} clients have joined; waiting for the others.")
                 said = True
             if time.monotonic() - started_s > wait_s:
                 return False
             time.sleep(_LOOK_EVERY_S)
 
     def _drop_offline(self, online: set[int]) -> None:
-        """Forget nodes that went, and ask those that came, or came back, what they have."""
+        """Drop nodes that have gone, and ask new ones to join."""
         for client, node in list(self.present.items()):
             if node.node not in online:
                 _LOG.info(f"Client {client} has gone.")
@@ -145,7 +145,7 @@ class Roster:
         self.messenger.ask(joins, MessageType.QUERY, group="join")
 
     def _register(self, node: int, reply: Reply) -> bool:
-        """Take a node in as the client that it says it is, if it may be; return whether it was."""
+        """Register a node as the client that it names, unless something is wrong; return whether it was registered."""
         num_clients = self.config.federation.num_clients
         if reply.failure is not None:
             _LOG.info(f"A node could not join: {reply.failure}")
@@ -199,7 +199,7 @@ class Roster:
 
 
 def request_maker(settings: Header, label_names: list[str], trunk_sha256: str, run_id: str) -> Request:
-    """Return what makes a request's header: all that a client needs to do anything, and the values of this one."""
+    """Return a function that makes a request's header: what every request needs, and the values of this one."""
 
     def request(kind: str, client: int | None = None, **values: Any) -> Header:
         return {

@@ -22,11 +22,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from splitrank.config import Config, load_config
 from splitrank.errors import InfeasibleError, InputError, RunError
-from splitrank.federation import run_folder
 from splitrank.federation.data import announced, load_data, table_format
 from splitrank.federation.flower.flower_clients import FlowerClients, connect
 from splitrank.federation.flower.messenger import look_often
 from splitrank.federation.loop import run
+from splitrank.federation.manifest import run_id_of
+from splitrank.federation.resume import resumed_config
 from splitrank.federation.round_lines import round_lines
 from splitrank.federation.tracking import tracked
 from splitrank.files import try_lock
@@ -64,8 +65,8 @@ def _run(grid: Grid, context: Context) -> None:
         _LOG.info(f"{out} holds a run already; going on with it.")
         _wait_until_free(out)
     asked = load_config(source)
-    run_id = run_folder.run_id(out) if resume else secrets.token_hex(16)
-    config = run_folder.resumed_config(out, asked, []) if resume else asked
+    run_id = run_id_of(out) if resume else secrets.token_hex(16)
+    config = resumed_config(out, asked, []) if resume else asked
 
     def nodes(config: Config) -> FlowerClients:
         resumes = out if resume else None

@@ -1,4 +1,4 @@
-"""A client's machine: starts its worker, its SuperNode and its way to the server, and starts again whichever ends.
+"""A client's machine: starts its worker, its SuperNode and its way to the server, and restarts any of them that ends.
 
     python -m splitrank.federation.flower.supervisor CLIENT.toml
 
@@ -47,7 +47,7 @@ def commands(own: ClientConfig, file: Path) -> dict[str, list[str]]:
     """Return the commands of a client's processes, by name, in the order in which to start them.
 
     Raises:
-        InputError: neither certificates nor plaintext are asked for, or nginx or Flower is not there.
+        InputError: neither certificates nor plaintext are asked for, or nginx or Flower is not installed.
     """
     node = own.node
     if "server" not in node:

@@ -1,4 +1,4 @@
-"""A client as a process of its own: its texts and its model, loaded once and kept from round to round.
+"""A client as a process of its own: takes requests and sends answers; its texts and model stay from round to round.
 
     python -m splitrank.federation.flower.worker CLIENT.toml
 
@@ -6,50 +6,39 @@ Flower starts a fresh process for every message, which would load PyTorch and th
 ClientApp only passes messages on to this worker over a UNIX socket that nobody but its owner can open. In Flower's
 simulation, where a process serves many clients, the ClientApp asks a worker in its own process instead.
 
-Every request brings the run's settings with it, so a worker that was restarted in mid-run needs nothing else.
+Every request brings the run's settings with it, so a worker that was restarted in mid-run needs nothing else. The work
+itself, training among it, is :mod:`local_client`'s.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from splitrank.errors import ConfigError, InputError, RunError
 from splitrank.federation import wire
-from splitrank.federation.backlog import placed
-from splitrank.federation.costs import round_workload
 from splitrank.federation.flower import worker_socket
 from splitrank.federation.flower.client_config import ClientConfig, read_client_config
-from splitrank.federation.flower.device_profile import at_frequency, read_energy_j
 from splitrank.federation.flower.links import noise
+from splitrank.federation.flower.local_client import LocalClient
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
 from splitrank.federation.flower.personal import PersonalStore
 from splitrank.federation.flower.prepared import Prepared, prepare
-from splitrank.federation.problems import Measured, measured_problem, round_problem
-from splitrank.federation.sizes import MergedParts, rank_cap
-from splitrank.federation.state import State
-from splitrank.federation.texts import TextStats
-from splitrank.learning.adapters.adapter import Adapter, to_vector
+from splitrank.federation.flower.requests import (
+    keep_merged,
+    read_personal,
+    read_plan_request,
+    read_start,
+    read_train_request,
+)
+from splitrank.learning.adapters.adapter import to_vector
 from splitrank.learning.aggregation.rule import Rule
-from splitrank.learning.client import Throttle
 from splitrank.learning.device import resolve_device
 from splitrank.logs import show_log
-from splitrank.planning.plan import make_plan
-from splitrank.planning.problem import Problem, subproblem
-from splitrank.planning.solvers.exact import exact
-from splitrank.traits import MERGED_KINDS
 
 _LOG = logging.getLogger("splitrank")
 
@@ -103,97 +92,70 @@ class Worker:
         return {"kind": "echo"}, noise(length)
 
     def _join(self, header: Header) -> Header:
-        prepared, client = self._prepare(header)
-        amounts = prepared.amounts(client)
+        """Register the client: its amounts of text, and where budgets are real and not its own, its machine."""
+        client = self._client(header)
+        amounts = client.amounts
         joined: Header = {
             "kind": "joined",
-            "client": client,
+            "client": client.client,
             "samples": int(amounts.samples[0]),
             "token_sum": int(amounts.token_sum[0]),
             "token_square_sum": int(amounts.token_square_sum[0]),
-            "test_samples": len(prepared.test.rows[client]) if prepared.test else 0,
+            "test_samples": client.num_test_samples,
         }
         if header.get("measure"):
-            prepared.machines.pop(client, None)
-            machine = prepared.estimate(client).machine
-            if prepared.model.config.planner.where == "server":
+            machine = client.measure_machine()
+            if not client.is_private:
                 joined["machine"] = machine.to_json()
         return joined
 
     def _max_rank(self, header: Header) -> Header:
-        """Solve this client's own problem, and tell nothing of it but the largest rank."""
-        prepared, client = self._prepare(header)
-        problem = own_problem(prepared, client, header)
-        return {"kind": "max-rank", "client": client, "max_rank": int(exact(problem)[0])}
+        """Tell of the client's own problem nothing but the largest rank."""
+        client = self._client(header)
+        max_rank = client.max_rank(read_plan_request(client.prepared, header))
+        return {"kind": "max-rank", "client": client.client, "max_rank": max_rank}
 
     def _train(self, header: Header, floats: Floats) -> tuple[Header, Floats]:
+        """Train, and answer with the update: the selected numbers, and what they took."""
         started_s = time.monotonic()
-        prepared, client = self._prepare(header)
-        start = _received(prepared, client, header, floats)
-        acknowledged = _keep_merged(start, client, header)
-        round, rank = int(header["round"]), start.rank
-        estimate = prepared.estimate(client) if header["measure"] else None
-        frequency_hz, planned_s = header["frequency_hz"], header["planned_s"]
-        if estimate and frequency_hz is None:
-            policy = prepared.model.config.planner.frequency_policy
-            problem = own_problem(prepared, client, header)
-            problem = replace(problem, rank_floor=np.array([rank]), rank_ceiling=np.array([rank]))
-            plan = make_plan(problem, method="exact", frequency_policy=policy)
-            frequency_hz, planned_s = float(plan.frequency_hz[0]), float(plan.compute_s[0])
-        _LOG.info(f"Round {round}: training at rank {rank}.")
-        personal, is_lost = _personal_part(prepared, client, header)
-        turn = int(header["turn"])
-        task = prepared.model.task(start, State(round - 1, turn, start, {client: personal}), prepared.rule, client)
-        throttle = Throttle(stop_at_s=started_s + float(header["stop_after_s"]))
-        before_j, before_cpu_s, before_s = read_energy_j(), time.process_time(), time.monotonic()
-        with at_frequency(frequency_hz) if estimate else nullcontext(False) as is_set:
-            slowdown = estimate.measured.reference_frequency_hz / frequency_hz if estimate else 1.0
-            if estimate and not is_set:
-                throttle.slowdown, throttle.planned_s = slowdown, planned_s
-            share = prepared.training
-            update = prepared.model.train(task, share.outputs, share.rows[client], share.labels, throttle=throttle)
-        busy_s, after_j = time.monotonic() - before_s - throttle.rested_s, read_energy_j()
-        if estimate:
-            num_samples = update.num_samples * prepared.model.config.federation.local_epochs
-            estimate.observe(busy_s / slowdown if is_set else busy_s, rank, num_samples)
-        sent = wire.uplink(update.adapter, prepared.rule, client, turn)
-        is_private = prepared.model.config.planner.where == "client"
+        client = self._client(header)
+        request = read_train_request(client.prepared, client.client, header, floats)
+        acknowledged = keep_merged(request.start, client.client, header)
+        result = client.train(request, stop_at_s=started_s + request.stop_after_s)
+        update, machine = result.update, result.machine
+        sent = wire.uplink(update.adapter, client.prepared.rule, client.client, request.turn)
         answer = {
             "kind": "update",
-            "client": client,
-            "round": round,
+            "client": client.client,
+            "round": request.round,
             "train_loss": update.train_loss,
             "samples": update.num_samples,
             "compute_s": time.monotonic() - started_s,
-            "busy_s": None if is_private else (time.process_time() - before_cpu_s) / torch.get_num_threads(),
-            "energy_j": None if is_private or before_j is None or after_j is None else max(0.0, after_j - before_j),
-            "machine": None if is_private or estimate is None else estimate.machine.to_json(),
+            "busy_s": None if client.is_private else result.busy_s,
+            "energy_j": None if client.is_private else result.energy_j,
+            "machine": None if client.is_private or machine is None else machine.to_json(),
             **acknowledged,
-            **wire.header(sent, turn),
+            **wire.header(sent, request.turn),
         }
         if update.personal:
-            store, started_from = PersonalStore.of(header.get("run"), client), int(header["personal_round"])
-            answer["personal_sha256"] = store.write(round, update.personal, started_from=started_from)
-            answer["personal_lost"] = is_lost
+            store = PersonalStore.of(header.get("run"), client.client)
+            sha256 = store.write(request.round, update.personal, started_from=request.personal_round)
+            answer.update(personal_sha256=sha256, personal_lost=request.personal_lost)
         return answer, to_vector(sent).numpy()
 
     def _evaluate(self, header: Header, floats: Floats) -> Header:
-        """Evaluate the shared adapter with this client's personal part on its own test texts; tell three numbers."""
-        prepared, client = self._prepare(header)
-        share = prepared.test
-        if share is None:
-            raise InputError("a client evaluates only where something is personal, by the settings nothing is")
-        rows = share.rows[client]
-        answer: Header = {"kind": "evaluated", "client": client, "hits": 0, "loss_sum": 0.0, "count": len(rows)}
-        if len(rows):
-            adapter = _received(prepared, client, header, floats)
-            personal, _ = _personal_part(prepared, client, header)
-            hits, loss_sum = prepared.model.count_hits(share.outputs, share.labels, rows, adapter, personal)
-            answer.update(hits=hits, loss_sum=loss_sum)
+        """Evaluate the shared adapter with the client's personal part on its own test texts; tell three numbers."""
+        client = self._client(header)
+        count = client.num_test_samples
+        answer: Header = {"kind": "evaluated", "client": client.client, "hits": 0, "loss_sum": 0.0, "count": count}
+        if count or client.prepared.test is None:
+            adapter = read_start(client.prepared, client.client, header, floats)
+            personal, _ = read_personal(client.prepared, client.client, header)
+            answer["hits"], answer["loss_sum"] = client.evaluate(adapter, personal)
         return answer
 
-    def _prepare(self, header: Header) -> tuple[Prepared, int]:
-        """Return the model and texts for a request's settings, and the client's number."""
+    def _client(self, header: Header) -> LocalClient:
+        """Return the client that a request is for, with the model and texts for its settings."""
         settings, labels, trunk_sha256 = header["settings"], header["labels"], header["trunk_sha256"]
         ready = self._prepared
         if (
@@ -207,79 +169,7 @@ class Worker:
         rows = ready.training.rows
         if client not in rows:
             raise InputError(f"a client's number must be one of 0 to {len(rows) - 1}, got {client}")
-        return ready, client
-
-
-def _received(prepared: Prepared, client: int, header: Header, floats: Floats) -> Adapter:
-    """Return the adapter that a request carries, its merged parts joined to those that the client has.
-
-    Raises:
-        InputError: a rank beyond what this model can have, or other tensors than the rank has.
-        LostMergedError: the client does not have the merged parts that the server takes it to have.
-    """
-    model, rule = prepared.model, prepared.rule
-    cap, rank, turn = rank_cap(model.config, model.shape), header.get("rank"), header.get("turn")
-    if not is_count(rank) or rank > cap:
-        raise InputError(f"rank must be 0 to {cap}, got {rank!r}")
-    if not is_count(turn) or not is_count(header.get("round")):
-        raise InputError(f"round and turn must be whole numbers, got {header.get('round')!r} and {turn!r}")
-    vector, like = torch.from_numpy(floats.copy()), prepared.initial.adapter
-    kept = PersonalStore.of(header.get("run"), client).read_merged() if header.get("merged") else {}
-    seed = model.config.run.seed
-    start = wire.received_start(header, vector, like, rank, turn, model.method, rule, seed, header["round"], kept=kept)
-    if wire.merged_digest(start) != header.get("merged_sha256"):
-        raise wire.LostMergedError
-    return start
-
-
-def _keep_merged(start: Adapter, client: int, header: Header) -> Header:
-    """Keep a start's merged parts, of which later requests bring what is new; return what the answer says of them."""
-    digest = wire.merged_digest(start)
-    if digest is None:
-        return {}
-    PersonalStore.of(header.get("run"), client).write_merged(start.only(*MERGED_KINDS))
-    return {"merged_sha256": digest}
-
-
-def _personal_part(prepared: Prepared, client: int, header: Header) -> tuple[Mapping[str, Tensor], bool]:
-    """Return the personal part of the round that a request names, and whether it was lost."""
-    initial = prepared.initial.local.get(client, {})
-    round = header.get("personal_round")
-    if not initial or not round:
-        return initial, False
-    if not is_count(round):
-        raise InputError(f"personal_round must be a whole number, got {round!r}")
-    kept = PersonalStore.of(header.get("run"), client).read(round, header.get("personal_sha256"))
-    shapes = {name: tensor.shape for name, tensor in initial.items()}
-    if kept is None or {name: tensor.shape for name, tensor in kept.items()} != shapes:
-        _LOG.info(f"The personal part of round {round} is lost; starting it afresh.")
-        return initial, True
-    return kept, False
-
-
-def own_problem(prepared: Prepared, client: int, header: Header) -> Problem:
-    """Return P1 of this client alone: its machine and energy budget, the server's latency budget and link estimate."""
-    config, shape, link = prepared.model.config, prepared.model.shape, header["link"]
-    turn, everybody = int(header["turn"]), np.ones(prepared.model.config.federation.num_clients)
-    rule, told = prepared.rule, wire.told_merged(header, prepared.initial.adapter, prepared.rule)
-    numbers = sum(math.prod(shape) for path, part in told.items() for shape in part.shapes(path, part.first).values())
-    ranks = {path: part.rank for path, part in told.items()}
-    merged = MergedParts(placed(ranks, prepared.model.encoder.family), float(numbers))
-    alike = TextStats(*(everybody * amount[0] for amount in vars(prepared.amounts(client)).values()))
-    rates = {name: everybody * float(link[name]) for name in ("uplink_bps", "downlink_bps", "overhead_s")}
-    if header["measure"]:
-        machine = prepared.estimate(client).machine
-        names = ("seconds_per_sample", "seconds_per_sample_per_rank", "reference_frequency_hz", "capacitance")
-        own = {name: everybody * getattr(machine, name) for name in names}
-        throttled = np.full(len(everybody), machine.is_throttled)
-        measured = Measured(**own, **rates, throttled=throttled, latency_margin=float(link["latency_margin"]))
-        problem = measured_problem(config, shape, alike, measured, turn, rule.traits, merged)
-    else:
-        workload = round_workload(config, shape, alike, turn, rule.traits, merged)
-        problem = round_problem(config, shape, workload, int(header["round"]), require_all=False)
-        up_bps, down_bps, overhead_s = rates.values()
-        problem = replace(problem, uplink_bps=up_bps, downlink_bps=down_bps, overhead_s=overhead_s)
-    return subproblem(problem, np.array([client]))
+        return LocalClient(ready, client)
 
 
 def main() -> None:

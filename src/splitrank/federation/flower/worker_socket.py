@@ -1,4 +1,4 @@
-"""The line between ClientApp and worker: a UNIX socket that only its owner can open. Needs no torch.
+"""The socket between ClientApp and worker: a UNIX socket that only its owner can open. Needs no torch.
 
 A message is two lengths, a header as JSON and an array's bytes; nothing is unpickled.
 """
@@ -22,7 +22,7 @@ _LENGTHS = struct.Struct("!QQ")
 _MAX_BYTES = 4_000_000_000
 
 MAX_PATH_BYTES = 100
-"""What a socket's path may have on any system that has them."""
+"""The longest path that a socket may have on every system that has them."""
 
 
 @contextmanager
@@ -102,6 +102,6 @@ def _read(connection: socket.socket, length: int) -> bytes:
     while filled < length:
         received = connection.recv_into(view[filled:])
         if received == 0:
-            raise EOFError("the other side closed the line")
+            raise EOFError("the other side closed the connection")
         filled += received
     return bytes(parts)

@@ -1,4 +1,4 @@
-"""What training changes and clients share: named tensors without a model.
+"""Adapters, which training changes and clients share: named tensors without a model.
 
 A tensor's name is ``"<kind>/<path>"``. Its first word, the kind, is what methods, rules and costs speak of: ``lora_A``,
 ``lora_B``, ``magnitude``, ``weight``, ``bias``, ``head``, and ``merged_A``, ``merged_B``, ``merged_W`` for frozen parts

@@ -1,7 +1,7 @@
 """Full fine-tuning of the trained layers: every weight, bias and norm of them is trained, sent and averaged.
 
-McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017, against
-which adapters are to be judged. There is no rank: it counts as 1 and no planner changes it.
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017: the
+baseline for adapters. There is no rank: it counts as 1 and no planner changes it.
 """
 
 from __future__ import annotations

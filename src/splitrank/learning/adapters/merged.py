@@ -172,7 +172,7 @@ def as_one_adapter(encoder: Encoder, peft_model: PeftModel, adapter: Adapter) ->
     """Hold a loaded adapter and its merged parts as one LoRA adapter, as PEFT can save it; without any, change nothing.
 
     A linear's A has the merged A below it and its B the merged B beside it, divided by the adapter's scaling, so that
-    ``rank_pattern`` and ``alpha_pattern`` give every linear that scaling at its own rank. The model is to be loaded
+    ``rank_pattern`` and ``alpha_pattern`` give every linear that scaling at its own rank. The model must be loaded
     again afterwards.
     """
     parts = merged_factors(adapter)

@@ -30,7 +30,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 @dataclass(frozen=True)
 class LocalTerms:
-    """What a method or a rule adds to a client's steps.
+    """Additions of a method or a rule to a client's steps.
 
     Attributes:
         penalty: (parameters by name, the adapter started from) → a term of the loss.
@@ -50,7 +50,7 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """What the settings call it."""
+        """Return the name by which the settings call it."""
 
     @property
     def traits(self) -> MethodTraits:
@@ -58,7 +58,7 @@ class Method(Protocol):
 
     @property
     def terms(self) -> LocalTerms:
-        """What it adds to a client's steps."""
+        """Return its additions to a client's steps."""
 
     def attach(self, encoder: Encoder) -> PeftModel | None:
         """Put the method into the trained layers of a freshly loaded encoder, at rank 1 and with zero effect.

@@ -1,7 +1,7 @@
-"""Which numbers of a tensor are trained, sent, counted and checked: one function says it for all four.
+"""Select the numbers of a tensor that are trained, sent, counted and checked: one function for all four.
 
 A selection maps a tensor's name, the tensor, a client and a turn to an index: None for the whole tensor, else what
-stands between its brackets, such as ``(slice(None), columns)``. What is left out keeps the value it started from.
+stands between its brackets, such as ``(slice(None), columns)``. All others keep the value they started from.
 """
 
 from __future__ import annotations

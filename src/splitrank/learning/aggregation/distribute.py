@@ -1,4 +1,4 @@
-"""What each client starts a round from: the global adapter, cut to the client's rank, and what becomes of the rest."""
+"""Distribute the global adapter: each client starts from it at its own rank; what is cut off is kept."""
 
 from __future__ import annotations
 

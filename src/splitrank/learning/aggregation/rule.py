@@ -17,7 +17,7 @@ from splitrank.traits import MERGED_KINDS, RuleTraits
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """What a round starts from.
+    """The adapters that a round starts from.
 
     Attributes:
         whole: the global adapter, at the rank of the largest.
@@ -30,7 +30,7 @@ class Starts:
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """What a rule makes of a round.
+    """The result of a rule for a round.
 
     Attributes:
         adapter: the new global one, at the rank of ``Starts.whole``; at rank 0 for a rule that starts every round from

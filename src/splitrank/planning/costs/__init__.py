@@ -1,4 +1,4 @@
-"""What each adapter method costs: operations, numbers sent and the largest rank, one file a method, and their table.
+"""The cost of each adapter method: operations, numbers sent and the largest rank, one file a method, and their table.
 
 ``cost`` (what a cost says, and of what) · ``lora`` (rsLoRA's, too), ``dora``, ``full``, ``bitfit`` · ``packed``,
 ``reference`` (the two forward passes) · ``table``.

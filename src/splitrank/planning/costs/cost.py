@@ -1,4 +1,4 @@
-"""What the cost of an adapter method says, and of what: plain sizes, so that no kernel sees the whole configuration."""
+"""The cost of an adapter method, from plain sizes: no kernel sees the whole configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitrank.planning.flops import FIRST_TOKEN, TOKEN_PAIRS, EncoderShape, Hea
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """What is trained of an encoder in a turn.
+    """The part of an encoder that is trained in a turn.
 
     Attributes:
         shape: the encoder's sizes.
@@ -82,7 +82,7 @@ class Count:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """What an adapter method costs.
+    """The cost of an adapter method.
 
     Attributes:
         flops: operations of the forward pass that really runs, and of the backward pass for the kinds trained now.
@@ -134,7 +134,7 @@ def head_flops(part: TrainedPart) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """Which activations of a layer need a gradient: those below which, or in which, something is trained.
+    """The activations of a layer that need a gradient: those below which, or in which, something is trained.
 
     Attributes:
         below: the layer's input.
