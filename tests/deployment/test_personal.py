@@ -23,14 +23,14 @@ pytestmark = pytest.mark.extras
 LABELS = [f"class-{index}" for index in range(4)]
 
 
-@pytest.fixture
-def asked(tiny_config, tiny_texts, tmp_path):
+@pytest.fixture(params=["lora", "rslora"])  # rsLoRA's scaling has no meaning at rank 0, before training
+def asked(request, tiny_config, tiny_texts, tmp_path):
     """A function from a client's own settings to its answer to `evaluate` before any training, and its amounts."""
     init(tmp_path / "federation", server="192.0.2.1", num_clients=3, port=9092)
     folder = tmp_path / "federation" / "client-1"
     for name in ("ca.crt", "client.crt", "client.key", "node.key", "trusted.yaml"):
         (folder / name).touch()
-    config = load_config(str(tiny_config), ['model.head="local"', "adapter.rank=2"])
+    config = load_config(str(tiny_config), ['model.head="local"', "adapter.rank=2", f"adapter.method={request.param}"])
     model = load_model(config, LABELS)
     settings = {key: value for key, value in plain_values(model.config).items() if key != "data"}
     trunk = model.encoder.trunk_digest

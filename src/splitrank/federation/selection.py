@@ -56,7 +56,7 @@ def choice_of(config: Config, plan: Plan, ledger: Ledger, round: int) -> Choice:
         max_rank=plan.max_rank,
         drawn=streams.uniform_per_client(config.run.seed, "selection", round, num_clients),
         last_chosen=ledger.get(_LAST_CHOSEN, np.zeros(num_clients)),
-        next_client=int(ledger[_NEXT_CLIENT][0]) if _NEXT_CLIENT in ledger else 0,
+        next_client=_next_client(ledger),
     )
     return choose(config.federation.selection, candidates, num_chosen(config))
 
@@ -66,9 +66,12 @@ def ledger_after(ledger: Ledger, plan: Plan, round: int) -> Ledger:
     if plan.chosen is None:
         return ledger
     last_chosen = ledger.get(_LAST_CHOSEN, np.zeros(len(plan.chosen)))
-    next_client = int(ledger[_NEXT_CLIENT][0]) if _NEXT_CLIENT in ledger else 0
     return {
         **ledger,
         _LAST_CHOSEN: np.where(plan.chosen, float(round), last_chosen),
-        _NEXT_CLIENT: np.array([float(next_in_turn(plan.chosen, next_client))]),
+        _NEXT_CLIENT: np.array([float(next_in_turn(plan.chosen, _next_client(ledger)))]),
     }
+
+
+def _next_client(ledger: Ledger) -> int:
+    return int(ledger[_NEXT_CLIENT][0]) if _NEXT_CLIENT in ledger else 0

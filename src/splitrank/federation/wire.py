@@ -168,7 +168,9 @@ def received_start(
     sent = from_vector(vector, shapes)
     for path, part in parts.items():
         sent |= {name: _joined(name, shape, part.first, sent, kept or {}) for name, shape in part.shapes(path).items()}
-    start = method.resize(like, rank, distribution=rule.traits.distribution, seed=seed, round=round)
+    start = like  # before any training there is no rank, and no scaling to resize by
+    if rank != like.rank:
+        start = method.resize(like, rank, distribution=rule.traits.distribution, seed=seed, round=round)
     return start.with_tensors(sent)
 
 

@@ -36,7 +36,7 @@ _PREPARE: dict[str, Callable[[Adapter], Adapter]] = {"fedsvd": with_orthonormal_
 RULES: dict[str, Rule] = {
     name: Rule(name, RULE_TRAITS[name], combine, prepare=_PREPARE.get(name)) for name, combine in _COMBINE.items()
 }
-"""Every rule without settings of its own."""
+"""Every rule as it is without settings; :func:`make_rule` adds these, and only then do hetlora's clients prune."""
 
 
 def _merging(rule: Rule, values: Mapping[str, Any]) -> Rule:
