@@ -308,8 +308,8 @@ def test_a_rule_must_say_that_it_merges(tiny_config):
     clients.close()
 
 
+@pytest.mark.extras
 def test_an_update_that_does_not_acknowledge_is_rejected(tiny_config):
-    pytest.importorskip("flwr")
     from splitrank.federation.flower.checks import checked_update
     from splitrank.federation.flower.messenger import Reply
 

@@ -27,7 +27,12 @@ connect = of_rule(PUT_ASIDE)
 
 
 @pytest.mark.parametrize(
-    ("method", "targets"), [("lora", "query-value"), ("lora", "all-linear"), ("rslora", "query-value")]
+    ("method", "targets"),
+    [
+        pytest.param("lora", "query-value", marks=pytest.mark.slow),
+        pytest.param("lora", "all-linear", marks=pytest.mark.slow),
+        ("rslora", "query-value"),
+    ],
 )
 def test_a_run_with_merged_parts(method, targets, tiny_config, tmp_path):
     """Three rows a round: square linears are dense from 17 on, at the start of round 7, wide ones from 20, of 8."""

@@ -136,7 +136,8 @@ def test_rows_held_out_and_drawn_keep_their_clients(tmp_path):
 
 
 def test_a_column_of_hub_data(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "hub").mkdir()
     texts, labels, wards = zip(*ROWS[:12], strict=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -86,36 +87,34 @@ def interrupted(config_file: Path, out: Path, rounds: int = 3) -> None:
     running.close()
 
 
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        ("state.safetensors", "truncate"),
-        ("state.safetensors", "tamper"),
-        ("state.safetensors", "remove"),
-        ("state.json", "truncate"),
-        ("state.json", "tamper"),
-        ("state.json", "remove"),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(file, damage, tiny_config, tmp_path, caplog):
-    out, whole = tmp_path / "run", tmp_path / "whole"
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tiny_config, tmp_path, caplog):
+    whole, before = tmp_path / "whole", tmp_path / "before"
     run_all(tiny_config, whole)
-    interrupted(tiny_config, out)
-    newest = sorted((out / "checkpoint").iterdir())[-1] / file
-    content = newest.read_bytes()
-    if damage == "truncate":
-        newest.write_bytes(content[: len(content) // 2])
-    elif damage == "remove":
+    interrupted(tiny_config, before)
+    damages = {
+        "cut": lambda content: content[: len(content) // 2],
+        "changed": lambda content: (
+            content.replace(b'"scaling": 2.0', b'"scaling": 4.0')
+            if content.startswith(b"{")
+            else content[:-4] + b"\x01\x02\x03\x04"
+        ),
+        "gone": None,
+    }
+    for file, (name, damage) in product(("state.safetensors", "state.json"), damages.items()):
+        out = tmp_path / f"{file}-{name}"
+        shutil.copytree(before, out)
+        newest = sorted((out / "checkpoint").iterdir())[-1] / file
+        content = newest.read_bytes()
         newest.unlink()
-    elif file == "state.json":
-        newest.write_bytes(content.replace(b'"scaling": 2.0', b'"scaling": 4.0'))
-    else:
-        newest.write_bytes(content[:-4] + b"\x01\x02\x03\x04")
-    go_on(out)
-    assert str(newest) in caplog.text
-    assert "falling back" in caplog.text
-    assert equal_records(out) == equal_records(whole)
-    assert adapter_bytes(out) == adapter_bytes(whole)
+        if damage is not None:
+            assert damage(content) != content
+            newest.write_bytes(damage(content))
+        caplog.clear()
+        go_on(out)
+        assert str(newest) in caplog.text
+        assert "falling back" in caplog.text
+        assert equal_records(out) == equal_records(whole)
+        assert adapter_bytes(out) == adapter_bytes(whole)
 
 
 def test_no_whole_checkpoint_is_an_error_that_names_the_files(tiny_config, tmp_path):

@@ -93,7 +93,8 @@ def test_a_relative_folder_is_found_from_anywhere(tiny_config, tmp_path, monkeyp
 
 
 def test_a_run_of_a_relative_data_set_repeats_from_its_written_settings(tiny_config, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts").mkdir()

@@ -16,10 +16,6 @@ from splitrank.errors import InputError
 from splitrank.learning import docstrings
 from splitrank.learning.docstrings import MAX_WORDS, MIN_WORDS, load_docstrings, mask
 
-for _package in ("scipy", "torch", "transformers"):
-    if importlib.util.find_spec(_package) is None:
-        pytest.skip(f"{_package} is not installed", allow_module_level=True)
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -19,7 +19,8 @@ from tests.learning.test_data import TRAIN, write_rows
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
     """A folder that stands in for a data set of the hub; nothing is read from or written to the real cache."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -36,7 +37,8 @@ def test_the_hub_loader_reads_what_the_path_loader_reads(hub):
 
 
 def test_class_names_of_the_hub_keep_their_order(hub):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     features = datasets.Features({"body": datasets.Value("string"), "kind": datasets.ClassLabel(names=["z", "a", "m"])})
     rows = {"body": ["one", "two", "three"], "kind": [0, 1, 2]}
     datasets.Dataset.from_dict(rows, features).to_parquet(hub / "train.parquet")
@@ -124,7 +126,7 @@ except InputError as error:
 
 @pytest.mark.parametrize("error", [ConnectionError("no route"), OSError(), RuntimeError("first line\nsecond line")])
 def test_whatever_fails_on_the_way_to_the_hub_is_an_input_error(monkeypatch, error):
-    datasets = pytest.importorskip("datasets")
+    import datasets
 
     def fail(name):
         raise error

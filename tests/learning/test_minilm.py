@@ -9,12 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 
 from splitrank.errors import InputError
 from splitrank.learning import minilm
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 TEXTS = ["a red apple", "one dog and two cats and three mice", "pear"]
 

@@ -146,7 +146,8 @@ def test_overhead_is_time_taken_off_the_budget(solve) -> None:
 
 def scip_rank(problem: Problem) -> int:
     """P1 for one client, solved by SCIP: τ = T_cmp in units of T0, energy in units of E_0."""
-    scip = pytest.importorskip("pyscipopt")
+    import pyscipopt as scip
+
     model = scip.Model()
     model.hideOutput()
     for tolerance in ("numerics/feastol", "numerics/dualfeastol"):

@@ -39,7 +39,7 @@ def test_every_preset_gives_trials(preset):
         assert {trial.config.run.seed for trial in trials} == {0, 1}
 
 
-@pytest.mark.parametrize("experiment", ["latency", "energy"])
+@pytest.mark.parametrize("experiment", ["latency", pytest.param("energy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("preset", [pytest.param("paper", marks=pytest.mark.slow), "small"])
 def test_mean_ranks_are_those_of_the_calibration(preset, experiment):
     ranks = planned_ranks(experiment_trials(read_study(preset), experiment, {}, [0]))

@@ -40,7 +40,7 @@ def browser(tmp_path):
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = paths[0]
