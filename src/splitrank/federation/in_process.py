@@ -146,6 +146,11 @@ def check_rule(rule: Rule, method: Method, config: Config) -> None:
         problems.append(f'planner.rank_policy must be "common" for the rule {rule.name}, got "per-client"')
     if "prunes" in rule.traits.tags and (config.planner.rank_policy == "common" or config.adapter.rank is not None):
         problems.append(f'planner.rank_policy must be "per-client" for the rule {rule.name}, under which ranks fall')
+    most = config.federation.clients_per_round or config.federation.num_clients
+    if most < rule.traits.min_updates:
+        problems.append(
+            f"a round must take at least {rule.traits.min_updates} clients for the rule {rule.name}, got {most}"
+        )
     if problems:
         raise ConfigError(problems)
 

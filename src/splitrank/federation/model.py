@@ -245,7 +245,8 @@ def rule_of(config: Config) -> Rule:
     """Return the aggregation rule that the settings name, with the settings of its own."""
     federation = config.federation
     pruning = {"gamma": federation.hetlora.gamma, "lambda": federation.hetlora.lambda_}
-    return make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning})
+    trimming = {"fraction": federation.trimmed_mean.fraction}
+    return make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning, **trimming})
 
 
 def _resolved(config: Config, num_labels: int) -> Config:
