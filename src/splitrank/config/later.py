@@ -7,7 +7,6 @@ LATER_KEYS = (
     *(f"federation.{key}" for key in ("server_optimizer", "compression", "personal", "partition_parameters")),
     *(f"planner.{key}" for key in ("bandwidth", "layers", "objective", "participation", "min_rank", "energy_policy")),
     *(f"radio.{key}" for key in ("servers", "antennas", "association", "access", "path_loss", "shadowing_db")),
-    "train.proximal",
     *(f"budget.{key}" for key in ("total_energy_j", "memory_bytes")),
     *(f"client.{key}" for key in ("jitter", "availability", "harvest_w", "device", "min_samples")),
     "run.jobs",

@@ -243,6 +243,11 @@ class TrainTable(Table):
     weight_decay: NotNegative = Field(0.0, description="AdamW's weight decay")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
     dropout: Share = Field(0.0, description="the encoder's own dropout, in the trained layers")
+    proximal: NotNegative = Field(
+        0.0,
+        description="μ of FedProx: a client's loss has the term μ/2·‖w − w_start‖², which pulls what it trains towards "
+        "the round's start; 0 for none. Usual values are 0.001 to 1",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         description='`"balanced"`: class c weighs n/(C·n_c) in a client\'s loss, the weighted mean over a batch: n of '

@@ -37,6 +37,7 @@ from splitrank.learning.lengths import TokenIds, with_lengths
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.summary import summarise
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
+from splitrank.learning.updates.proximal import proximal_terms
 from splitrank.planning.flops import EncoderShape
 
 _LOG = logging.getLogger("splitrank")
@@ -142,7 +143,7 @@ class Model:
             round=state.round + 1,
             client=client,
             turn=state.turn,
-            terms=(self.method.terms, rule.terms),
+            terms=(self.method.terms, rule.terms, *proximal_terms(self.config.train.proximal)),
         )
 
     def train(
