@@ -42,7 +42,7 @@ from splitrank.config.values import (
     TokenCount,
     Uniform,
 )
-from splitrank.config.variants import HetloraTable, Table, TrimmedMeanTable
+from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, Table, TrimmedMeanTable
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
@@ -186,6 +186,20 @@ class FederationTable(Table):
     )
     trimmed_mean: Annotated[TrimmedMeanTable, one_of("federation.aggregation", ("trimmed-mean",))] = Field(
         default_factory=TrimmedMeanTable, alias="trimmed-mean"
+    )
+    server_optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi"] = Field(
+        "none",
+        description="what the server makes of the aggregation's result: the next adapter as it is, or the direction of "
+        'a step with momentum (`"fedavgm"`), of Adam or of Yogi; the last three at a fixed `adapter.rank`',
+    )
+    fedavgm: Annotated[FedavgmTable, one_of("federation.server_optimizer", ("fedavgm",))] = Field(
+        default_factory=FedavgmTable
+    )
+    fedadam: Annotated[AdaptiveTable, one_of("federation.server_optimizer", ("fedadam",))] = Field(
+        default_factory=AdaptiveTable
+    )
+    fedyogi: Annotated[AdaptiveTable, one_of("federation.server_optimizer", ("fedyogi",))] = Field(
+        default_factory=AdaptiveTable
     )
     merged_rank: Annotated[Count | None, _MERGES] = Field(
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from splitrank.config.values import BelowHalf, NotNegative, PositiveShare
+from splitrank.config.values import BelowHalf, NotNegative, Positive, PositiveShare, Share
 
 
 class Table(BaseModel):
@@ -33,3 +33,21 @@ class TrimmedMeanTable(Table):
         description="β: of the K updates of a round the ⌊β·K⌋ smallest and the ⌊β·K⌋ largest values of every number "
         "are left out. Fewer clients than that may be wrong or hostile",
     )
+
+
+class FedavgmTable(Table):
+    """The steps of ``federation.server_optimizer = "fedavgm"``."""
+
+    learning_rate: Positive = Field(1.0, description="η: length of a step against the momentum")
+    momentum: Share = Field(
+        0.9, description="β: share of the last momentum that is kept; with 0, and η = 1, the rule's result is taken"
+    )
+
+
+class AdaptiveTable(Table):
+    """The steps of ``federation.server_optimizer = "fedadam"`` or ``"fedyogi"``."""
+
+    learning_rate: Positive = Field(1e-2, description="η: how far a number moves in a round, about")
+    beta1: Share = Field(0.9, description="β₁: share of the last mean of gradients that is kept")
+    beta2: Share = Field(0.99, description="β₂: share of the last mean of squared gradients that is kept")
+    tau: Positive = Field(1e-3, description="τ: the larger, the less the steps of different numbers are made alike")
