@@ -19,6 +19,7 @@ from splitrank.federation.model import method_of
 from splitrank.federation.sizes import encoder_shape, trained_part
 from splitrank.learning.adapters.methods import METHODS
 from splitrank.learning.aggregation.rules import RULES
+from splitrank.learning.updates.server_optimizer import SERVER_OPTIMIZERS
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.plan import OPTIMAL_SOLVERS, Method
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
@@ -232,6 +233,11 @@ def test_every_aggregation_rule_has_its_line_in_every_table():
     rules = literal("federation", "aggregation")
     assert set(RULES) == set(RULE_TRAITS) == rules
     assert all(rule.name == name and rule.traits is RULE_TRAITS[name] for name, rule in RULES.items())
+
+
+def test_every_server_optimizer_is_a_setting():
+    assert {"none", *SERVER_OPTIMIZERS} == literal("federation", "server_optimizer")
+    assert all(kind().name == name for name, kind in SERVER_OPTIMIZERS.items())
 
 
 def test_every_solver_is_a_setting():

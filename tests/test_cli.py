@@ -183,7 +183,7 @@ def test_methods_and_rules_with_their_bits():
     assert list(report["rules"]) == list(RULE_TRAITS)
     per_rank = 32 * 41_472
     assert report["methods"]["lora"]["bits"] == {"constant": 0, "per_rank": per_rank}
-    assert report["methods"]["full"]["rules"] == ["fedavg"]
+    assert report["methods"]["full"]["rules"] == ["fedavg", "median", "trimmed-mean"]
     assert report["rules"]["fedavg"]["uplink_bits"]["per_rank"] == per_rank
     assert report["rules"]["ffa"]["uplink_bits"]["per_rank"] < per_rank
     assert report["rules"]["ffa"]["drawn_from_seed"] == ["lora_A"]

@@ -24,8 +24,8 @@ from splitrank.config.explain import explain, settings_page
 from splitrank.config.fields import settings_of, without_effect
 from splitrank.config.layers import flatten, unflatten
 from splitrank.config.problems import sentences
-from splitrank.config.tables import Table
 from splitrank.config.values import Count
+from splitrank.config.variants import Table
 from splitrank.errors import ConfigError, InputError
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
@@ -197,8 +197,8 @@ def test_a_rule_needs_the_kinds_of_its_method():
     for rule in ("ffa", "flexlora"):
         (problem,) = problems(*FULL, f"federation.aggregation={rule}")
         assert problem == (
-            'federation.aggregation must be "fedavg" for adapter.method = "full", which has no lora_A and no lora_B, '
-            f'got "{rule}"; try federation.aggregation = "fedavg"'
+            'federation.aggregation must be "fedavg" or "median" or "trimmed-mean" for adapter.method = "full", which '
+            f'has no lora_A and no lora_B, got "{rule}"; try federation.aggregation = "fedavg"'
         )
         for method in ("lora", "dora"):
             load_config("edge", [f"adapter.method={method}", f"federation.aggregation={rule}"])

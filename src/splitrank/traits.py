@@ -27,7 +27,7 @@ TRAINED_ADAPTER = "default"
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
 Export = Literal["peft", "model"]
-Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes"]
+Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "unweighted", "needs_fixed_rank"]
 
 
 def _check_words(what: str, words: Collection[str], known: Any) -> None:
@@ -80,7 +80,8 @@ class RuleTraits:
             train at different ranks; ``"additive"``, a weighted sum of updates is all it needs; ``"keeps_basis"``,
             direction j of the new factors is direction j of the old ones; ``"merges"``, it puts products aside as
             merged parts, and so does a plan whose smaller rank would cut something off; ``"prunes"``, clients give up
-            ranks of their own, so that each must be planned one.
+            ranks of their own, so that each must be planned one; ``"unweighted"``, every client counts the same,
+            however many texts it has; ``"needs_fixed_rank"``, what it remembers means nothing at another rank.
         distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
             product, or ``"prefix"``, its first directions.
         needs: kinds that the adapter must have.
@@ -88,6 +89,7 @@ class RuleTraits:
         redrawn: kinds that start every round from the seed and the round's number: trained and sent up, never down.
         trains: whether tensors of a kind are trained, sent and averaged in a turn; turns count aggregated rounds from
             0.
+        min_updates: updates below which a round takes their mean instead, so that as many clients must take part.
 
     Raises:
         ValueError: a tag or a distribution that nobody knows.
@@ -99,6 +101,7 @@ class RuleTraits:
     from_seed: frozenset[str] = frozenset()
     redrawn: frozenset[str] = frozenset()
     trains: Callable[[str, int], bool] = _all
+    min_updates: int = 1
 
     def __post_init__(self) -> None:
         _check_words("tags", self.tags, Tag)
@@ -116,6 +119,19 @@ class RuleTraits:
     def drawn(self, kinds: Collection[str]) -> frozenset[str]:
         """Return those of the kinds that a client draws from the seed rather than being sent them."""
         return (self.from_seed | self.redrawn).intersection(kinds)
+
+
+def why_no_server_optimizer(rule: RuleTraits) -> str | None:
+    """Return what a rule does that makes moments of one round mean nothing in the next; None where they do."""
+    if rule.redrawn:
+        return "starts every round from new factors"
+    if "merges" in rule.tags:
+        return "merges what the mean of the factors lacks, and a step would leave that mean"
+    if "prunes" in rule.tags:
+        return "lets clients give up ranks"
+    if "keeps_basis" not in rule.tags:
+        return "turns the basis of the factors in every round"
+    return None
 
 
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -142,4 +158,6 @@ RULE_TRAITS: dict[str, RuleTraits] = {
     "fedsvd": RuleTraits(frozenset({"exact"}), needs=FACTORS, trains=lambda kind, turn: kind != "lora_A"),
     "raflora": RuleTraits(frozenset({"unequal_ranks", "keeps_basis"}), "prefix", FACTORS),
     "hetlora": RuleTraits(frozenset({"unequal_ranks", "prunes"}), "prefix", FACTORS),
+    "median": RuleTraits(frozenset({"keeps_basis", "unweighted"}), min_updates=3),
+    "trimmed-mean": RuleTraits(frozenset({"keeps_basis", "unweighted"}), min_updates=3),
 }

@@ -33,6 +33,7 @@ OF_METHOD = {
     "full": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=1e-3"],
     "bitfit": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=0.02"],
 }
+OF_RULE = {"trimmed-mean": ["federation.trimmed-mean.fraction=0.34"]}  # one of three clients at each end
 
 
 def cases():
@@ -59,7 +60,12 @@ def config_of(tiny_config):
     """A function from a case and further settings to its settings."""
 
     def make(method: str, rule: str, policy: str, *more: str) -> Config:
-        own = [f'adapter.method="{method}"', f'federation.aggregation="{rule}"', *OF_METHOD[method]]
+        own = [
+            f'adapter.method="{method}"',
+            f'federation.aggregation="{rule}"',
+            *OF_METHOD[method],
+            *OF_RULE.get(rule, []),
+        ]
         ranks = ['planner.rank_policy="per-client"'] if policy == "per-client" else []
         return load_config(str(tiny_config), [*COMMON, *own, *ranks, *more])
 

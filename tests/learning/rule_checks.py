@@ -215,7 +215,19 @@ def the_order_of_slices_changes_nothing(on: Subject) -> None:
         assert same_bits(without_merged(other), without_merged(permuted(result)))
 
 
+def is_weighted(on: Subject) -> bool:
+    return "unweighted" not in on.rule.traits.tags
+
+
+def unweighted_means_that_samples_do_not_count(on: Subject) -> None:
+    starts, updates = drift_round(on)
+    result, other = (combined(on, starts, updates, samples).adapter for samples in (SAMPLES, {**SAMPLES, 1: 1000}))
+    assert same_bits(without_merged(result), without_merged(other)) != is_weighted(on)
+
+
 def all_but_factors_is_averaged_by_samples(on: Subject) -> None:
+    if not is_weighted(on):
+        return
     starts, updates = drift_round(on)
     result = combined(on, starts, updates).adapter
     others = [name for name in without_merged(result) if not is_factor(name)]
@@ -274,7 +286,7 @@ def sums_are_float64_in_the_order_of_clients(on: Subject) -> None:
     names = (
         list(whole.tensors) if "keeps_basis" in on.rule.traits.tags else [n for n in whole.tensors if not is_factor(n)]
     )
-    names = [name for name in names if kind_of(name) not in on.drawn]
+    names = [name for name in names if kind_of(name) not in on.drawn and is_weighted(on)]
     updates = {
         client: whole.with_tensors(
             {name: whole.tensors[name] + noise(name, whole.tensors[name].shape, client) for name in names}
@@ -382,6 +394,7 @@ CHECKS = [
     identical_clients_give_that_client,
     the_order_of_clients_changes_nothing,
     the_order_of_slices_changes_nothing,
+    unweighted_means_that_samples_do_not_count,
     all_but_factors_is_averaged_by_samples,
     exact_means_the_mean_of_products,
     scalings_count,

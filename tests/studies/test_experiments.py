@@ -121,6 +121,26 @@ def test_placement_has_its_baselines():
         assert (by_baseline[baseline].clients_per_round, by_baseline[baseline].partition) == (2, "pathological")
 
 
+def test_the_centralised_baseline_knows_no_federation():
+    more = {
+        "federation.aggregation": "trimmed-mean",
+        "federation.trimmed-mean.fraction": 0.34,
+        "federation.server_optimizer": "fedadam",
+        "federation.fedadam.tau": 0.1,
+        "train.proximal": 0.1,
+        "adapter.rank": 4,
+    }
+    trials = experiment_trials(read_study("small"), "placement", more, [0])
+    alone = [trial.config for trial in trials if trial.baseline == "centralised"]
+    others = [trial.config for trial in trials if not trial.baseline]
+    for config in alone:
+        assert config.federation.aggregation == "fedavg"
+        assert config.federation.server_optimizer == "none"
+        assert config.train.proximal == 0.0
+    assert {config.federation.aggregation for config in others} == {"trimmed-mean"}
+    assert {config.federation.server_optimizer for config in others} == {"fedadam"}
+
+
 def test_what_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"--preset must be one of .*did you mean small"):
         read_study("smal")

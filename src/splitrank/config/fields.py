@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from splitrank.config.conditions import Condition
-from splitrank.config.tables import Config, Table
+from splitrank.config.tables import Config
 from splitrank.config.values import OnePerClient, Rule
+from splitrank.config.variants import Table
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _values(table: Table, prefix: str) -> Iterator[tuple[str, Any]]:
         if inner is None:
             yield prefix + (field.alias or name), value
         elif value is not None:
-            yield from _values(value, f"{prefix}{name}.")
+            yield from _values(value, f"{prefix}{field.alias or name}.")
 
 
 def without_effect(config: Table) -> dict[str, str]:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from splitrank.config.fields import settings_of
 from splitrank.config.later import LATER_KEYS, LATER_VALUES
-from splitrank.config.tables import Config, Table
+from splitrank.config.tables import Config
+from splitrank.config.variants import Table
 
 
 def sentences(error: ValidationError, given: Mapping[str, Any], root: type[Table] = Config) -> Iterable[str]:

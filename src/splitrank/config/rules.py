@@ -9,13 +9,15 @@ from splitrank.config.conditions import quoted
 from splitrank.config.fields import settings_of, values_of
 from splitrank.config.tables import Config
 from splitrank.config.values import ByColumn
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, why_no_server_optimizer
 
 
 def broken_rules(config: Config) -> Iterable[str]:
     """Yield a sentence for every rule between settings that these break."""
     yield from _lists_of_clients(config)
     yield from _method_and_rule(config)
+    yield from _enough_updates(config)
+    yield from _server_optimizer(config)
     yield from _planning(config)
     yield from _measured_numbers(config)
     yield from _partition(config)
@@ -86,6 +88,43 @@ def _planned_for_each(config: Config) -> Iterable[str]:
         yield (
             f'planner.rank_policy must be "per-client" for federation.aggregation = "{rule}", whose clients prune '
             'their ranks, got "common"; try planner.rank_policy = "per-client"'
+        )
+
+
+def _enough_updates(config: Config) -> Iterable[str]:
+    """Check that a round can have as many updates as the aggregation rule needs."""
+    federation = config.federation
+    key, most = "federation.num_clients", federation.num_clients
+    if federation.clients_per_round is not None:
+        key, most = "federation.clients_per_round", min(most, federation.clients_per_round)
+    fewest = RULE_TRAITS[federation.aggregation].min_updates
+    if most < fewest:
+        yield (
+            f'{key} must be at least {fewest} for federation.aggregation = "{federation.aggregation}", got {most}; '
+            'try federation.aggregation = "fedavg"'
+        )
+    elif federation.aggregation == "trimmed-mean" and 0 < (fraction := federation.trimmed_mean.fraction) < 1 / most:
+        least = math.ceil(100 / most) / 100
+        yield (
+            f"federation.trimmed-mean.fraction must leave out at least one of a round's {most} updates at each end, or "
+            f"be 0 for the unweighted mean, got {fraction:g}; try federation.trimmed-mean.fraction = {least:g}"
+        )
+
+
+def _server_optimizer(config: Config) -> Iterable[str]:
+    """Check that moments of one round mean something in the next."""
+    chosen, rule = config.federation.server_optimizer, config.federation.aggregation
+    if chosen == "none":
+        return
+    if (why := why_no_server_optimizer(RULE_TRAITS[rule])) is not None:
+        yield (
+            f'federation.server_optimizer must be "none" for federation.aggregation = "{rule}", which {why}, '
+            f'got "{chosen}"; try federation.aggregation = "fedavg"'
+        )
+    elif METHOD_TRAITS[config.adapter.method].has_rank and config.adapter.rank is None:
+        yield (
+            f'adapter.rank must be given for federation.server_optimizer = "{chosen}", since a planned rank that falls '
+            "turns the basis of the factors, got a planned one; try adapter.rank = 8"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than
 from splitrank.config.values import (
@@ -36,13 +36,13 @@ from splitrank.config.values import (
     PartitionBy,
     Positive,
     PositivePerClient,
-    PositiveShare,
     Separator,
     Share,
     ThreadCount,
     TokenCount,
     Uniform,
 )
+from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, Table, TrimmedMeanTable
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
@@ -60,12 +60,6 @@ _OWN_FILES = given("data.path")
 _OWN_COLUMNS = other_than("data.name", "docstrings")
 _SELECTS = given("federation.clients_per_round")
 _BY_DIRICHLET = ("dirichlet", "dirichlet-clients", "quantity")
-
-
-class Table(BaseModel):
-    """A table of settings; a field whose type is a table is a table within it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True)
 
 
 class ModelTable(Table):
@@ -146,18 +140,6 @@ class DataTable(Table):
     )
 
 
-class HetloraTable(Table):
-    """How clients of ``federation.aggregation = "hetlora"`` give up ranks."""
-
-    gamma: PositiveShare = Field(
-        0.99,
-        description="γ: the tail of a client's directions are those beyond γ·r; with 1 there is none and no rank falls",
-    )
-    lambda_: NotNegative = Field(
-        0.01, alias="lambda", description="λ: weight of the tail's norm in a client's loss, which presses it down"
-    )
-
-
 class FederationTable(Table):
     """The rounds: how many clients take part, for how long, and how their work is joined."""
 
@@ -186,7 +168,9 @@ class FederationTable(Table):
         description="training rows that every client must have; who was dealt fewer is given some of the largest "
         "client's, which `manifest.json` tells. Rows are not taken from whom a column names",
     )
-    aggregation: Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora"] = Field(
+    aggregation: Literal[
+        "fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "median", "trimmed-mean"
+    ] = Field(
         "fedavg",
         description='`"fedavg"`: averages every tensor, lora_A and lora_B apart; `"ffa"`: trains, sends and averages '
         'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank; '
@@ -194,10 +178,28 @@ class FederationTable(Table):
         'products in a frozen part, every round starts from a new adapter; `"fedsvd"`: trains and averages lora_B '
         'alone, then makes the rows of lora_A orthonormal; `"raflora"`: averages each direction over the clients whose '
         'rank reaches it; `"hetlora"`: pads lora_A and lora_B with zeros, averages them by the size of the products, '
-        "and clients prune their ranks",
+        'and clients prune their ranks; `"median"`: the median of every number over the clients; `"trimmed-mean"`: '
+        "their mean without the smallest and largest values. Under both every client counts the same",
     )
     hetlora: Annotated[HetloraTable, one_of("federation.aggregation", ("hetlora",))] = Field(
         default_factory=HetloraTable
+    )
+    trimmed_mean: Annotated[TrimmedMeanTable, one_of("federation.aggregation", ("trimmed-mean",))] = Field(
+        default_factory=TrimmedMeanTable, alias="trimmed-mean"
+    )
+    server_optimizer: Literal["none", "fedavgm", "fedadam", "fedyogi"] = Field(
+        "none",
+        description="what the server makes of the aggregation's result: the next adapter as it is, or the direction of "
+        'a step with momentum (`"fedavgm"`), of Adam or of Yogi; the last three at a fixed `adapter.rank`',
+    )
+    fedavgm: Annotated[FedavgmTable, one_of("federation.server_optimizer", ("fedavgm",))] = Field(
+        default_factory=FedavgmTable
+    )
+    fedadam: Annotated[AdaptiveTable, one_of("federation.server_optimizer", ("fedadam",))] = Field(
+        default_factory=AdaptiveTable
+    )
+    fedyogi: Annotated[AdaptiveTable, one_of("federation.server_optimizer", ("fedyogi",))] = Field(
+        default_factory=AdaptiveTable
     )
     merged_rank: Annotated[Count | None, _MERGES] = Field(
         None,
@@ -255,6 +257,11 @@ class TrainTable(Table):
     weight_decay: NotNegative = Field(0.0, description="AdamW's weight decay")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
     dropout: Share = Field(0.0, description="the encoder's own dropout, in the trained layers")
+    proximal: NotNegative = Field(
+        0.0,
+        description="μ of FedProx: a client's loss has the term μ/2·‖w − w_start‖², which pulls what it trains towards "
+        "the round's start; 0 for none. Usual values are 0.001 to 1",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         description='`"balanced"`: class c weighs n/(C·n_c) in a client\'s loss, the weighted mean over a batch: n of '

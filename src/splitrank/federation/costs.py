@@ -11,8 +11,9 @@ from splitrank import placement
 from splitrank.config import Config
 from splitrank.errors import ConfigError
 from splitrank.federation.per_client import per_client
-from splitrank.federation.sizes import NOTHING_MERGED, MergedParts, payload, trained_part
+from splitrank.federation.sizes import NOTHING_MERGED, MergedParts, payload, shared_numbers, trained_part
 from splitrank.federation.texts import TextStats
+from splitrank.planning.costs.proximal import with_proximal
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import (
@@ -59,8 +60,11 @@ def round_workload(
         every_round = None
         if config.workload.trunk == "every-round":
             every_round = _trunk_cycles(part.cut_layer, shape, texts, flops_per_cycle)
+        flops = COSTS[config.adapter.method].flops(part)
+        if config.train.proximal:
+            flops = with_proximal(flops, shared_numbers(config, shape, part))
         return flops_workload(
-            COSTS[config.adapter.method].flops(part),
+            flops,
             TrainingAmount(texts.samples, texts.token_sum, texts.token_square_sum, epochs, config.train.batch_size),
             sent,
             flops_per_cycle=flops_per_cycle,

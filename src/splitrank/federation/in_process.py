@@ -146,6 +146,19 @@ def check_rule(rule: Rule, method: Method, config: Config) -> None:
         problems.append(f'planner.rank_policy must be "common" for the rule {rule.name}, got "per-client"')
     if "prunes" in rule.traits.tags and (config.planner.rank_policy == "common" or config.adapter.rank is not None):
         problems.append(f'planner.rank_policy must be "per-client" for the rule {rule.name}, under which ranks fall')
+    if "needs_fixed_rank" in rule.traits.tags and method.traits.has_rank and config.adapter.rank is None:
+        problems.append(f"adapter.rank must be given for the rule {rule.name}, which needs a fixed rank")
+    if config.federation.server_optimizer != "none" and rule != rule_of(config):
+        problems.append(
+            'federation.server_optimizer must be "none" for a rule of one\'s own, got '
+            f'"{config.federation.server_optimizer}"; give it one by '
+            "splitrank.learning.updates.server_optimizer.with_server_optimizer"
+        )
+    most = config.federation.clients_per_round or config.federation.num_clients
+    if most < rule.traits.min_updates:
+        problems.append(
+            f"a round must take at least {rule.traits.min_updates} clients for the rule {rule.name}, got {most}"
+        )
     if problems:
         raise ConfigError(problems)
 

@@ -68,7 +68,8 @@ def _own_parts(clients: Clients) -> dict[str, str]:
 
 
 def _named(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', '?')}"
+    thing = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -58,6 +58,7 @@ def _rule(traits: RuleTraits, numbers: Mapping[str, Count]) -> dict[str, Any]:
     uplink = [_bits(total(numbers[kind] for kind in traits.trained(numbers, turn))) for turn in (0, 1)]
     return {
         "tags": sorted(traits.tags),
+        "min_updates": traits.min_updates,
         "needs": sorted(traits.needs),
         "distribution": traits.distribution,
         "drawn_from_seed": sorted(drawn),
@@ -102,7 +103,8 @@ def methods_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield "exact: the new product is the mean of the clients' at equal ranks. unequal_ranks: clients may have their own"
     yield "rank. additive: a weighted sum of updates is all that the server needs. keeps_basis: direction j of the new"
     yield "factors is direction j of the old ones. merges: what is lost, or all, goes into a frozen part beside the"
-    yield "adapter, which each client is sent, too. prunes: clients give up ranks, and each has its own."
+    yield "adapter, which each client is sent, too. prunes: clients give up ranks, and each has its own. unweighted:"
+    yield "every client counts the same, however many texts it has."
 
 
 def _taken(rules: Sequence[str], everything: Collection[str]) -> str:

@@ -37,6 +37,8 @@ from splitrank.learning.lengths import TokenIds, with_lengths
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.summary import summarise
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
+from splitrank.learning.updates.proximal import proximal_terms
+from splitrank.learning.updates.server_optimizer import make_server_optimizer, with_server_optimizer
 from splitrank.planning.flops import EncoderShape
 
 _LOG = logging.getLogger("splitrank")
@@ -142,7 +144,7 @@ class Model:
             round=state.round + 1,
             client=client,
             turn=state.turn,
-            terms=(self.method.terms, rule.terms),
+            terms=(self.method.terms, rule.terms, *proximal_terms(self.config.train.proximal)),
         )
 
     def train(
@@ -242,10 +244,14 @@ def method_of(config: Config) -> Method:
 
 
 def rule_of(config: Config) -> Rule:
-    """Return the aggregation rule that the settings name, with the settings of its own."""
+    """Return the aggregation rule that the settings name, with the settings of its own and its server optimiser."""
     federation = config.federation
     pruning = {"gamma": federation.hetlora.gamma, "lambda": federation.hetlora.lambda_}
-    return make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning})
+    trimming = {"fraction": federation.trimmed_mean.fraction}
+    rule = make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning, **trimming})
+    chosen = federation.server_optimizer
+    settings = {} if chosen == "none" else getattr(federation, chosen).model_dump()
+    return with_server_optimizer(rule, make_server_optimizer(chosen, settings))
 
 
 def _resolved(config: Config, num_labels: int) -> Config:

@@ -162,6 +162,13 @@ def head_numbers_sent(config: Config, shape: EncoderShape) -> int:
     return head_numbers(shape.hidden_size, config.model.num_labels or DEFAULT_NUM_LABELS, config.model.head)
 
 
+def shared_numbers(config: Config, shape: EncoderShape, part: TrainedPart) -> Count:
+    """Count the numbers that are trained in a turn and shared, the head's included."""
+    counts = COSTS[config.adapter.method].numbers(part)
+    adapter = total(count for kind, count in counts.items() if kind in part.kinds)
+    return adapter + Count(head_numbers_sent(config, shape))
+
+
 def payload(
     config: Config,
     shape: EncoderShape,

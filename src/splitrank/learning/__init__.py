@@ -3,6 +3,6 @@
 ``data``, ``docstrings``, ``split_files``, ``table``, ``table_files``, ``delimited`` (texts, from where they are) ·
 ``text_rules``, ``classes``, ``summary``, ``lengths`` (what they must be, and what was made of them) ·
 ``stratified``, ``partition`` (who holds them) · ``encoder``, ``families``, ``minilm`` (the pretrained model) ·
-``trunk`` (its frozen part and the cache) · ``forward``, ``layer`` (its trained part) · ``adapters``, ``aggregation`` ·
-``client`` (train one client, evaluate) · ``device``, ``memory``.
+``trunk`` (its frozen part and the cache) · ``forward``, ``layer`` (its trained part) ·
+``adapters``, ``aggregation``, ``updates`` · ``client`` (train one client, evaluate) · ``device``, ``memory``.
 """

@@ -16,6 +16,7 @@ from typing import Any
 from splitrank.config import flatten
 from splitrank.errors import InputError
 from splitrank.studies.sweep import Settings, Trial, check_not_set, combined, make_trials
+from splitrank.traits import RULE_TRAITS
 
 PRESETS = ("small", "paper", "edge")
 
@@ -101,7 +102,7 @@ def experiment_trials(study: Study, experiment: str, overrides: Mapping[str, Any
     if experiment == "placement":
         federation = found[0].config.federation
         passes = federation.rounds * federation.local_epochs
-        alone = [{key: value for key, value in layer.items() if key not in _OF_SEVERAL_CLIENTS} for layer in layers]
+        alone = [{key: value for key, value in layer.items() if _has_meaning_alone(key, value)} for layer in layers]
         found += make_trials(study.base, alone, [_centralised(passes)], seeds, "centralised")
         own = {key: value for key, value in flatten(tables["full-fine-tuning"]).items() if key not in overrides}
         full = {"model.trained_layers": BASELINE_LAYERS, **own}
@@ -113,10 +114,20 @@ _OF_SEVERAL_CLIENTS = frozenset(
     f"federation.{key}"
     for key in (
         *("partition", "partition_alpha", "classes_per_client", "shards_per_client", "partition_min_samples"),
-        *("clients_per_round", "selection", "over_selection", "min_clients"),
+        *("clients_per_round", "selection", "over_selection", "min_clients", "server_optimizer"),
     )
 )
 """Settings that mean nothing where there is one client."""
+
+
+def _has_meaning_alone(key: str, value: Any) -> bool:
+    """Return whether a setting means something where there is one client, whom nothing pulls and nobody outvotes."""
+    if key == "federation.aggregation" and value in RULE_TRAITS:
+        return RULE_TRAITS[value].min_updates == 1
+    within = key.startswith(
+        tuple(f"federation.{table}." for table in ("trimmed-mean", "fedavgm", "fedadam", "fedyogi"))
+    )
+    return key not in _OF_SEVERAL_CLIENTS and key != "train.proximal" and not within
 
 
 def _centralised(passes: int) -> Settings:

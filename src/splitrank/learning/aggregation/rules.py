@@ -16,6 +16,7 @@ from splitrank.learning.aggregation.flexlora import flexlora
 from splitrank.learning.aggregation.flora import flora
 from splitrank.learning.aggregation.hetlora import SelfPruning, TailPenalty, hetlora
 from splitrank.learning.aggregation.raflora import raflora
+from splitrank.learning.aggregation.robust import TrimmedMean, median
 from splitrank.learning.aggregation.rule import Combine, Rule
 from splitrank.learning.aggregation.truncated import with_merged_rank
 from splitrank.traits import RULE_TRAITS
@@ -29,6 +30,8 @@ _COMBINE: dict[str, Combine] = {
     "fedsvd": fedsvd,
     "raflora": raflora,
     "hetlora": hetlora,
+    "median": median,
+    "trimmed-mean": TrimmedMean(0.2),
 }
 
 _PREPARE: dict[str, Callable[[Adapter], Adapter]] = {"fedsvd": with_orthonormal_rows}
@@ -49,10 +52,15 @@ def _pruning(rule: Rule, values: Mapping[str, Any]) -> Rule:
     return replace(rule, terms=LocalTerms(penalty=penalty), kept_rank=SelfPruning(gamma))
 
 
+def _trimming(rule: Rule, values: Mapping[str, Any]) -> Rule:
+    return replace(rule, combine=TrimmedMean(values["fraction"]))
+
+
 _WITH_SETTINGS: dict[str, Callable[[Rule, Mapping[str, Any]], Rule]] = {
     "fedex": _merging,
     "flora": _merging,
     "hetlora": _pruning,
+    "trimmed-mean": _trimming,
 }
 
 
