@@ -166,7 +166,7 @@ class Roster:
         if self.measures:
             machine = None if self.asks_for_ranks else profile_from(reply.header.get("machine"))
             _LOG.info(f"Client {client}: measuring its link.")
-            link = self._measured_link(node) if machine or self.asks_for_ranks else None
+            link = self._measure_link(node) if machine or self.asks_for_ranks else None
             if link is None:
                 _LOG.info(f"A node was refused: client {client} or its link could not be measured.")
                 return False
@@ -178,7 +178,7 @@ class Roster:
         _LOG.info(f"Client {client} joined with {amounts[0]} texts.")
         return True
 
-    def _measured_link(self, node: int) -> Link | None:
+    def _measure_link(self, node: int) -> Link | None:
         """Measure a node's link by probes, each longer than the last, until one was long enough and agrees with it.
 
         The longest counts, since what else happens on the machines weighs least in it.
