@@ -6,9 +6,9 @@ gradients, AdamW. Against it stand the products that PyTorch sees in such a step
 a plain `torch.matmul` of its own into memory that is there already. That this list holds nothing but what the
 mathematics needs is asserted: its operations sum up to the count of `planning.costs.lora`.
 
-The claim is 75 % for adapters on query and value and 65 % for all six maps. Intel's AMX multiplies bf16 several times
-faster than the memory delivers what stands between the products (norms, softmax, activation, sums), whose share is then
-larger: there it is 50 %, and the script measures again in a process without AMX
+The claim is 75 % for adapters on query and value and 65 % for all six linears. Intel's AMX multiplies bf16 several
+times faster than the memory delivers what stands between the products (norms, softmax, activation, sums), whose share
+is then larger: there it is 50 %, and the script measures again in a process without AMX
 (``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16``), where the claim must hold as it is.
 
     .venv/bin/python -m benchmarks.trained_part_runs_near_matmul_speed

@@ -56,7 +56,7 @@ class ProbeResult:
 class Link:
     """One client's link as it is known now: as probes measured it, corrected by the rounds since.
 
-    A round takes overhead_s + slowness·bits_s beside its training, bits_s being its bits over the probed rates. Both
+    A round takes overhead_s + slowness·bits_s beside its training, bits_s being its bits over the probes' rates. Both
     are fitted by least squares to the last rounds and to the probes, which count as one round each: one without bits,
     and one whose bits take as long as the probes must at least. So a link that has become slower, or whose rate was
     taken too low, has other rates soon; one on which bits hardly count keeps its rates and has another overhead.

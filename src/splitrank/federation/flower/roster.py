@@ -217,13 +217,13 @@ def request_maker(settings: Header, label_names: list[str], trunk_sha256: str, r
 
 def _describe(machine: DeviceProfile | None, link: Link) -> str:
     rates = f"{_mbps(link.uplink_bps)} Mbit/s up, {_mbps(link.downlink_bps)} down"
-    spoken_link = f"link {rates}, {link.overhead_s:.2g} s beside"
+    link_text = f"link {rates}, {link.overhead_s:.2g} s beside"
     if machine is None:
-        return f"keeps its machine to itself; {spoken_link}"
+        return f"keeps its machine to itself; {link_text}"
     return (
         f"{machine.cores} cores at {machine.reference_frequency_hz / 1e9:.2f} GHz ({machine.clock}), "
         f"{machine.seconds_per_sample * 1e3:.3g} ms and {machine.seconds_per_sample_per_rank * 1e6:.3g} µs per rank "
-        f"and text, {machine.power_w:.3g} W ({machine.power_from}); {spoken_link}"
+        f"and text, {machine.power_w:.3g} W ({machine.power_from}); {link_text}"
     )
 
 
