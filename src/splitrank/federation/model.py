@@ -163,7 +163,7 @@ class Model:
         *,
         throttle: Throttle = FULL_SPEED,
     ) -> Update:
-        """Train one client on its rows of some texts for one round."""
+        """Train one client on its rows of some texts for one round (:func:`learning.client.train_client`)."""
         return train_client(self.adapted, task, texts, rows, labels, self.local_training, throttle=throttle)
 
     def evaluate(
