@@ -71,6 +71,11 @@ def _all(kind: str, turn: int) -> bool:
     return True
 
 
+def _factors_in_turn(kind: str, turn: int) -> bool:
+    """Leave lora_A alone in even turns and lora_B in odd ones; B first, since A has no gradient while B is 0."""
+    return kind != ("lora_A", "lora_B")[turn % 2]
+
+
 @dataclass(frozen=True)
 class RuleTraits:
     """The properties of an aggregation rule.
@@ -142,4 +147,5 @@ RULE_TRAITS: dict[str, RuleTraits] = {
     "fedsvd": RuleTraits(frozenset({"exact"}), needs=FACTORS, trains=lambda kind, turn: kind != "lora_A"),
     "raflora": RuleTraits(frozenset({"unequal_ranks", "keeps_basis"}), "prefix", FACTORS),
     "hetlora": RuleTraits(frozenset({"unequal_ranks", "prunes"}), "prefix", FACTORS),
+    "rolora": RuleTraits(frozenset({"exact", "additive", "keeps_basis"}), needs=FACTORS, trains=_factors_in_turn),
 }

@@ -51,6 +51,7 @@ def _methods(setting: str) -> Condition:
     return one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
 
 
+Aggregation = Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "rolora"]
 _MERGES = one_of("federation.aggregation", tuple(name for name, rule in RULE_TRAITS.items() if "merges" in rule.tags))
 _PAPER, _FLOPS, _MEASURED = (one_of("workload.model", (model,)) for model in ("paper", "flops", "measured"))
 _HAS_RANK = one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
@@ -186,7 +187,7 @@ class FederationTable(Table):
         description="training rows that every client must have; who was dealt fewer is given some of the largest "
         "client's, which `manifest.json` tells. Rows are not taken from whom a column names",
     )
-    aggregation: Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora"] = Field(
+    aggregation: Aggregation = Field(
         "fedavg",
         description='`"fedavg"`: averages every tensor, lora_A and lora_B apart; `"ffa"`: trains, sends and averages '
         'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank; '
@@ -194,7 +195,8 @@ class FederationTable(Table):
         'products in a frozen part, every round starts from a new adapter; `"fedsvd"`: trains and averages lora_B '
         'alone, then makes the rows of lora_A orthonormal; `"raflora"`: averages each direction over the clients whose '
         'rank reaches it; `"hetlora"`: pads lora_A and lora_B with zeros, averages them by the size of the products, '
-        "and clients prune their ranks",
+        'and clients prune their ranks; `"rolora"`: trains, sends and averages lora_B in even turns and lora_A in odd '
+        "ones",
     )
     hetlora: Annotated[HetloraTable, one_of("federation.aggregation", ("hetlora",))] = Field(
         default_factory=HetloraTable

@@ -16,6 +16,7 @@ from splitrank.learning.aggregation.flexlora import flexlora
 from splitrank.learning.aggregation.flora import flora
 from splitrank.learning.aggregation.hetlora import SelfPruning, TailPenalty, hetlora
 from splitrank.learning.aggregation.raflora import raflora
+from splitrank.learning.aggregation.rolora import rolora
 from splitrank.learning.aggregation.rule import Combine, Rule
 from splitrank.learning.aggregation.truncated import with_merged_rank
 from splitrank.traits import RULE_TRAITS
@@ -29,6 +30,7 @@ _COMBINE: dict[str, Combine] = {
     "fedsvd": fedsvd,
     "raflora": raflora,
     "hetlora": hetlora,
+    "rolora": rolora,
 }
 
 _PREPARE: dict[str, Callable[[Adapter], Adapter]] = {"fedsvd": with_orthonormal_rows}
