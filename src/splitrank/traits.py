@@ -27,7 +27,7 @@ TRAINED_ADAPTER = "default"
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
 Export = Literal["peft", "model"]
-Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes"]
+Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "fixed_rank"]
 
 
 def _check_words(what: str, words: Collection[str], known: Any) -> None:
@@ -85,7 +85,8 @@ class RuleTraits:
             train at different ranks; ``"additive"``, a weighted sum of updates is all it needs; ``"keeps_basis"``,
             direction j of the new factors is direction j of the old ones; ``"merges"``, it puts products aside as
             merged parts, and so does a plan whose smaller rank would cut something off; ``"prunes"``, clients give up
-            ranks of their own, so that each must be planned one.
+            ranks of their own, so that each must be planned one; ``"fixed_rank"``, the rank must be the same in all
+            rounds.
         distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
             product, or ``"prefix"``, its first directions.
         needs: kinds that the adapter must have.
@@ -93,9 +94,10 @@ class RuleTraits:
         redrawn: kinds that start every round from the seed and the round's number: trained and sent up, never down.
         trains: whether tensors of a kind are trained, sent and averaged in a turn; turns count aggregated rounds from
             0.
+        personal: kinds that are trained and stay with their client: never sent, never averaged.
 
     Raises:
-        ValueError: a tag or a distribution that nobody knows.
+        ValueError: a tag or a distribution that nobody knows, or a personal factor at ranks that change.
     """
 
     tags: frozenset[Tag]
@@ -104,15 +106,26 @@ class RuleTraits:
     from_seed: frozenset[str] = frozenset()
     redrawn: frozenset[str] = frozenset()
     trains: Callable[[str, int], bool] = _all
+    personal: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         _check_words("tags", self.tags, Tag)
         _check_words("distribution", {self.distribution}, Distribution)
+        if self.personal.intersection(RANK_AXIS) and "fixed_rank" not in self.tags:
+            raise ValueError('tags must have "fixed_rank" where a factor is personal: nobody could resize it')
 
     def trained(self, kinds: Collection[str], turn: int) -> frozenset[str]:
         """Return those of the kinds that are trained in a turn; merged parts never are."""
         never = self.from_seed.union(MERGED_KINDS)
         return frozenset(kind for kind in kinds if kind not in never and self.trains(kind, turn))
+
+    def sent(self, kinds: Collection[str], turn: int) -> frozenset[str]:
+        """Return those of the kinds that a client sends in a turn: what is trained and not personal."""
+        return self.trained(kinds, turn) - self.personal
+
+    def received(self, kinds: Collection[str]) -> frozenset[str]:
+        """Return those of the kinds that a client is sent each round: what it neither draws nor has to itself."""
+        return frozenset(kinds) - self.drawn(kinds) - self.personal
 
     def takes(self, kinds: Collection[str]) -> bool:
         """Return whether a method of these kinds has what the rule needs; beside merged parts only plain LoRA."""
@@ -121,6 +134,11 @@ class RuleTraits:
     def drawn(self, kinds: Collection[str]) -> frozenset[str]:
         """Return those of the kinds that a client draws from the seed rather than being sent them."""
         return (self.from_seed | self.redrawn).intersection(kinds)
+
+
+def personal_kinds(rule: RuleTraits, head: str) -> frozenset[str]:
+    """Return the kinds that stay with their client, by the rule and by ``model.head``."""
+    return rule.personal | ({"head"} if head == "local" else set())
 
 
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -148,4 +166,7 @@ RULE_TRAITS: dict[str, RuleTraits] = {
     "raflora": RuleTraits(frozenset({"unequal_ranks", "keeps_basis"}), "prefix", FACTORS),
     "hetlora": RuleTraits(frozenset({"unequal_ranks", "prunes"}), "prefix", FACTORS),
     "rolora": RuleTraits(frozenset({"exact", "additive", "keeps_basis"}), needs=FACTORS, trains=_factors_in_turn),
+    "fedsa": RuleTraits(
+        frozenset({"additive", "keeps_basis", "fixed_rank"}), needs=FACTORS, personal=frozenset({"lora_B", "head"})
+    ),
 }

@@ -33,7 +33,11 @@ from tests.learning.rule_checks import (
 )
 
 PAIRS = [(rule, name) for rule in RULES for name in METHODS if RULES[rule].traits.takes(METHOD_TRAITS[name].kinds)]
-WITH_FACTORS = [rule for rule in RULES if RULES[rule].traits.needs <= METHOD_TRAITS["lora"].kinds]
+WITH_FACTORS = [
+    rule
+    for rule in RULES
+    if RULES[rule].traits.needs <= METHOD_TRAITS["lora"].kinds and not RULES[rule].traits.personal
+]
 
 every_pair = pytest.mark.parametrize(("rule", "name"), PAIRS)
 

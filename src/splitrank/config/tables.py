@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than
+from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than, quoted
 from splitrank.config.values import (
     Accuracy,
     Budget,
@@ -43,7 +43,7 @@ from splitrank.config.values import (
     TokenCount,
     Uniform,
 )
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, personal_kinds
 
 
 def _methods(setting: str) -> Condition:
@@ -51,8 +51,15 @@ def _methods(setting: str) -> Condition:
     return one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
 
 
-Aggregation = Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "rolora"]
+Aggregation = Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "rolora", "fedsa"]
 _MERGES = one_of("federation.aggregation", tuple(name for name, rule in RULE_TRAITS.items() if "merges" in rule.tags))
+_KEEPS = Condition(
+    ("model.head", "federation.aggregation"),
+    'model.head is "local" or federation.aggregation is '
+    + quoted([name for name, rule in RULE_TRAITS.items() if rule.personal]),
+    lambda head, rule: bool(personal_kinds(RULE_TRAITS[rule], head)),
+)
+_SHARES_HEAD = other_than("federation.aggregation", "fedsa")
 _PAPER, _FLOPS, _MEASURED = (one_of("workload.model", (model,)) for model in ("paper", "flops", "measured"))
 _HAS_RANK = one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
 _PLANS_RANK = left_out("adapter.rank")
@@ -196,7 +203,7 @@ class FederationTable(Table):
         'alone, then makes the rows of lora_A orthonormal; `"raflora"`: averages each direction over the clients whose '
         'rank reaches it; `"hetlora"`: pads lora_A and lora_B with zeros, averages them by the size of the products, '
         'and clients prune their ranks; `"rolora"`: trains, sends and averages lora_B in even turns and lora_A in odd '
-        "ones",
+        'ones; `"fedsa"`: averages lora_A, while lora_B and the head stay with their clients',
     )
     hetlora: Annotated[HetloraTable, one_of("federation.aggregation", ("hetlora",))] = Field(
         default_factory=HetloraTable
@@ -286,7 +293,7 @@ class ClientTable(Table):
     seconds_per_sample_per_rank: Annotated[NotNegativePerClient | None, _MEASURED] = Field(
         None, description="b of a + b·r"
     )
-    test_share: Annotated[OpenShare, one_of("model.head", ("local",))] = Field(
+    test_share: Annotated[OpenShare, _KEEPS] = Field(
         0.2, description="through Flower: what a client without a `test.*` of its own holds out for testing"
     )
 
@@ -333,7 +340,7 @@ class WorkloadTable(Table):
         "seconds per text, given in the table client or, through Flower, measured",
     )
     bits_per_parameter: Annotated[Positive, _PAPER] = Field(256.0, description="Q, bits of a parameter on the air")
-    count_head: Annotated[bool, _PAPER, one_of("model.head", ("full", "out_proj"))] = Field(
+    count_head: Annotated[bool, _PAPER, one_of("model.head", ("full", "out_proj")), _SHARES_HEAD] = Field(
         False, description="whether the head's bits are counted, too"
     )
     trunk: Annotated[Literal["prepared", "every-round"], _FLOPS] = Field(

@@ -146,6 +146,8 @@ def check_rule(rule: Rule, method: Method, config: Config) -> None:
         problems.append(f'planner.rank_policy must be "common" for the rule {rule.name}, got "per-client"')
     if "prunes" in rule.traits.tags and (config.planner.rank_policy == "common" or config.adapter.rank is not None):
         problems.append(f'planner.rank_policy must be "per-client" for the rule {rule.name}, under which ranks fall')
+    if "fixed_rank" in rule.traits.tags and config.adapter.rank is None:
+        problems.append(f"adapter.rank must be given for the rule {rule.name}, which needs one rank in all rounds")
     if problems:
         raise ConfigError(problems)
 
@@ -163,8 +165,7 @@ def check_counts(rule: Rule, model: Model) -> None:
         # "paper" leaves the head out by its own choice.
         start = replace(start, tensors={n: t for n, t in start.tensors.items() if not n.startswith("head/")})
         counts = COSTS[config.adapter.method].numbers(trained_part(config, model.shape, turn, rule.traits))
-        trained = rule.traits.trained(counts, turn)
-        counted = sum(count.at(rank) for kind, count in counts.items() if kind in trained)
+        counted = sum(counts[kind].at(rank) for kind in rule.traits.sent(counts, turn))
         for client in range(config.federation.num_clients):
             sent = sum(tensor.numel() for tensor in wire.uplink(start, rule, client, turn).values())
             if sent != counted:
@@ -212,7 +213,7 @@ def make_clients(
     check_rule(rule, method, config)
     dealt = partition_of(config, data)
     assert dealt is not None
-    model = load_model(config, data.label_names, method)
+    model = load_model(config, data.label_names, method, rule)
     config = model.config
     if is_own:
         check_counts(rule, model)

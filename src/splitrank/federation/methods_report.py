@@ -54,15 +54,16 @@ def methods_report(config: Config) -> dict[str, Any]:
 
 
 def _rule(traits: RuleTraits, numbers: Mapping[str, Count]) -> dict[str, Any]:
-    drawn = traits.drawn(numbers)
-    uplink = [_bits(total(numbers[kind] for kind in traits.trained(numbers, turn))) for turn in (0, 1)]
+    uplink = [_bits(total(numbers[kind] for kind in traits.sent(numbers, turn))) for turn in (0, 1)]
+    received = traits.received(numbers)
     return {
         "tags": sorted(traits.tags),
         "needs": sorted(traits.needs),
         "distribution": traits.distribution,
-        "drawn_from_seed": sorted(drawn),
+        "drawn_from_seed": sorted(traits.drawn(numbers)),
         "uplink_bits": uplink[0] if uplink[0] == uplink[1] else uplink,
-        "downlink_bits": _bits(total(count for kind, count in numbers.items() if kind not in drawn)),
+        "downlink_bits": _bits(total(count for kind, count in numbers.items() if kind in received)),
+        "personal": sorted(traits.personal),
     }
 
 

@@ -21,7 +21,7 @@ from splitrank.planning.costs.cost import Count, TrainedPart, total
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import KNOWN_SHAPES, Payload, head_numbers
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, RuleTraits
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, RuleTraits, personal_kinds
 
 DEFAULT_NUM_LABELS = 4
 BITS_PER_FLOAT32 = 32.0
@@ -109,6 +109,10 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
 
 
+def _rule_of(config: Config) -> RuleTraits:
+    return RULE_TRAITS[config.federation.aggregation]
+
+
 def trained_part(
     config: Config,
     shape: EncoderShape,
@@ -123,7 +127,7 @@ def trained_part(
         rule: an aggregation rule of one's own; None for the one that the settings name.
         merged: frozen parts that run beside the adapters.
     """
-    adapter, rule = config.adapter, rule or RULE_TRAITS[config.federation.aggregation]
+    adapter, rule = config.adapter, rule or _rule_of(config)
     return TrainedPart(
         shape=shape,
         layers=placement.layer_indices(config.model.trained_layers, shape.num_layers),
@@ -151,14 +155,16 @@ def rank_cap(config: Config, shape: EncoderShape) -> int:
 
 
 def adapter_numbers(config: Config, shape: EncoderShape, rule: RuleTraits | None = None) -> Count:
-    """Count the numbers of the whole adapter, of all kinds that are ever trained, without the head."""
+    """Count the numbers that a client is sent of the adapter each round, without the head."""
     counts = COSTS[config.adapter.method].numbers(trained_part(config, shape))
-    drawn = (rule or RULE_TRAITS[config.federation.aggregation]).drawn(counts)
-    return total(count for kind, count in counts.items() if kind not in drawn)
+    received = (rule or _rule_of(config)).received(counts)
+    return total(count for kind, count in counts.items() if kind in received)
 
 
-def head_numbers_sent(config: Config, shape: EncoderShape) -> int:
+def head_numbers_sent(config: Config, shape: EncoderShape, rule: RuleTraits | None = None) -> int:
     """Count the head's parameters that are sent each round."""
+    if "head" in personal_kinds(rule or _rule_of(config), config.model.head):
+        return 0
     return head_numbers(shape.hidden_size, config.model.num_labels or DEFAULT_NUM_LABELS, config.model.head)
 
 
@@ -171,17 +177,18 @@ def payload(
 ) -> Payload:
     """Return the numbers that go up and down in a turn, head included where it is sent.
 
-    Up goes what is trained in this turn; down goes all but the kinds that everybody draws from the seed, and of merged
-    parts what a client lacks. With ``workload.model = "paper"`` a number has ``workload.bits_per_parameter`` bits, and
-    the head counts only on demand.
+    Up goes what is trained in this turn, down all but the kinds that everybody draws from the seed, and of merged parts
+    what a client lacks; neither what stays with its client. With ``workload.model = "paper"`` a number has
+    ``workload.bits_per_parameter`` bits, and the head counts only on demand.
     """
     part = trained_part(config, shape, turn, rule)
     counts = COSTS[config.adapter.method].numbers(part)
+    sent = (rule or _rule_of(config)).sent(counts, turn)
     is_paper = config.workload.model == "paper"
     counts_head = not is_paper or config.workload.count_head
-    head = Count(head_numbers_sent(config, shape)) if counts_head else Count()
+    head = Count(head_numbers_sent(config, shape, rule)) if counts_head else Count()
     return Payload(
-        uplink=total(count for kind, count in counts.items() if kind in part.kinds) + head,
+        uplink=total(count for kind, count in counts.items() if kind in sent) + head,
         downlink=adapter_numbers(config, shape, rule) + head,
         bits_per_number=config.workload.bits_per_parameter if is_paper else BITS_PER_FLOAT32,
         merged=merged.lacking,

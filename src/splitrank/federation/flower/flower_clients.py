@@ -160,7 +160,7 @@ class FlowerClients:
 
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the server's test texts, or where something is personal on the clients' own."""
-        if self.config.model.head != "local":
+        if not self.model.personal:
             class_counts = unequal_class_counts(self.partition)
             return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state, class_counts)
         return evaluate_on_clients(self.roster, self.rule, state)
@@ -177,7 +177,7 @@ class FlowerClients:
             turn=state.turn,
             num_samples=node.amounts[0],
             training=self.model.local_training,
-            has_personal=self.config.model.head == "local",
+            has_personal=bool(self.model.personal),
         )
         if isinstance(checked, NoUpdate):
             _LOG.info(f"Round {state.round + 1}, client {client}: {checked.reason}")
@@ -282,8 +282,8 @@ def connect(
         RunError: too few clients joined in time.
     """
     dealt = partition_of(config, data)
-    model = load_model(config, data.label_names)
     rule = rule or rule_of(config)
+    model = load_model(config, data.label_names, rule=rule)
     check_rule(rule, model.method, config)
     if rule != rule_of(config):
         check_counts(rule, model)

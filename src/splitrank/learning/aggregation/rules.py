@@ -10,6 +10,7 @@ from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.method import LocalTerms
 from splitrank.learning.aggregation.fedavg import fedavg
 from splitrank.learning.aggregation.fedex import fedex
+from splitrank.learning.aggregation.fedsa import fedsa
 from splitrank.learning.aggregation.fedsvd import fedsvd, with_orthonormal_rows
 from splitrank.learning.aggregation.ffa import ffa
 from splitrank.learning.aggregation.flexlora import flexlora
@@ -31,6 +32,7 @@ _COMBINE: dict[str, Combine] = {
     "raflora": raflora,
     "hetlora": hetlora,
     "rolora": rolora,
+    "fedsa": fedsa,
 }
 
 _PREPARE: dict[str, Callable[[Adapter], Adapter]] = {"fedsvd": with_orthonormal_rows}
