@@ -27,7 +27,7 @@ TRAINED_ADAPTER = "default"
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
 Export = Literal["peft", "model"]
-Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "fixed_rank"]
+Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "fixed_rank", "slices"]
 
 
 def _check_words(what: str, words: Collection[str], known: Any) -> None:
@@ -86,7 +86,8 @@ class RuleTraits:
             direction j of the new factors is direction j of the old ones; ``"merges"``, it puts products aside as
             merged parts, and so does a plan whose smaller rank would cut something off; ``"prunes"``, clients give up
             ranks of their own, so that each must be planned one; ``"fixed_rank"``, the rank must be the same in all
-            rounds.
+            rounds; ``"slices"``, every client holds the whole adapter, of a rank that the rule sets, and trains as many
+            of its directions as its own rank says, which it chooses itself in an epoch more.
         distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
             product, or ``"prefix"``, its first directions.
         needs: kinds that the adapter must have.
@@ -168,5 +169,10 @@ RULE_TRAITS: dict[str, RuleTraits] = {
     "rolora": RuleTraits(frozenset({"exact", "additive", "keeps_basis"}), needs=FACTORS, trains=_factors_in_turn),
     "fedsa": RuleTraits(
         frozenset({"additive", "keeps_basis", "fixed_rank"}), needs=FACTORS, personal=frozenset({"lora_B", "head"})
+    ),
+    "lora-a2": RuleTraits(
+        frozenset({"exact", "unequal_ranks", "additive", "keeps_basis", "slices"}),
+        needs=FACTORS,
+        trains=_factors_in_turn,
     ),
 }

@@ -18,6 +18,7 @@ from splitrank.errors import InputError
 from splitrank.federation import wire
 from splitrank.federation.export_forms import export_folder
 from splitrank.federation.partitions import partition_of, shares_to_test_on
+from splitrank.federation.slices import with_slices
 from splitrank.learning.aggregation.distribute import distribute
 from splitrank.studies.report import write_report
 from splitrank.studies.run_reader import read_run
@@ -70,6 +71,8 @@ def config_of(tiny_config):
         own = [f'adapter.method="{method}"', f'federation.aggregation="{rule}"', *OF_METHOD[method]]
         if "fixed_rank" in RULE_TRAITS[rule].tags:
             own.append("adapter.rank=2")
+        if "slices" in RULE_TRAITS[rule].tags and method == "dora":  # an epoch more
+            own.append("client.flops_per_cycle=" + {"common": "8.0", "per-client": "7.5"}[policy])
         ranks = ['planner.rank_policy="per-client"'] if policy == "per-client" else []
         return load_config(str(tiny_config), [*COMMON, *own, *ranks, *more])
 
@@ -139,7 +142,10 @@ def test_sent_is_counted(method, rule, policy, config_of):
         )
         for client, start in starts.of.items():
             down = sum(tensor.numel() for tensor in wire.downlink(start, clients.rule).values())
-            up = sum(tensor.numel() for tensor in wire.uplink(start, clients.rule, client, turn).values())
+            own = clients.rule
+            if own.choose is not None:
+                own = with_slices(own, {path: range(ranks[client]) for path in start.of_kind("lora_A")})
+            up = sum(tensor.numel() for tensor in wire.uplink(start, own, client, turn).values())
             assert 32.0 * down == workload.downlink_bits(ranks[client])[client]
             assert 32.0 * up == workload.uplink_bits(ranks[client])[client]
     clients.close()

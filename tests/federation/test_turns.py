@@ -13,7 +13,7 @@ from splitrank.federation.loop import make_clients_of
 from splitrank.federation.rounds import run_round
 from tests.records import equal_records
 
-ALTERNATES = ["rolora"]
+ALTERNATES = ["rolora", "lora-a2"]
 INFEASIBLE, SILENT = 2, 3
 ROUNDS = {1: "lora_B", INFEASIBLE: None, SILENT: None, 4: "lora_A", 5: "lora_B", 6: "lora_A"}
 """Round → the factor that is trained in it: in one round nobody is able to take part, in one nobody answers."""
@@ -41,6 +41,8 @@ class Disturbed:
 def config(request, tiny_config):
     # One fixed rank, so that factors change by training alone.
     settings = [f'federation.aggregation="{request.param}"', "adapter.rank=2", f"federation.rounds={len(ROUNDS)}"]
+    if request.param == "lora-a2":  # all slices are trained
+        settings.append("federation.lora-a2.rank=2")
     return load_config(str(tiny_config), [*settings, "budget.latency_s=inf", "budget.energy_j=inf"])
 
 

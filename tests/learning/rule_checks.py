@@ -333,8 +333,12 @@ def unequal_ranks_without_training(on: Subject) -> None:
 
 
 def unequal_ranks_average_a_slice_over_its_owners(on: Subject) -> None:
-    """For rules that keep the basis and are exact: slice j is the mean of its owners' products."""
-    if not {"unequal_ranks", "keeps_basis", "exact"} <= on.rule.traits.tags:
+    """For rules that keep the basis and are exact: slice j is the mean of its owners' products.
+
+    Where clients choose slices, who has not chosen one counts as no change of it.
+    """
+    tags = on.rule.traits.tags
+    if not {"unequal_ranks", "keeps_basis", "exact"} <= tags or "slices" in tags:
         return
     whole = adapter_of(on, 8, LARGER)
     starts = distribute(whole, UNEQUAL, on.method, on.rule, keeps_largest=True, seed=0, round=1)

@@ -56,8 +56,8 @@ def test_the_tables_have_the_same_rules_and_methods():
         assert rule.traits is RULE_TRAITS[name]
 
 
-# RoLoRA differs in what its clients train.
-SAME_AT_EQUAL_RANKS = [set(pair) for pair in combinations(("fedavg", "raflora", "rolora"), 2)]
+# RoLoRA and LoRA-A² differ in what their clients train.
+SAME_AT_EQUAL_RANKS = [set(pair) for pair in combinations(("fedavg", "raflora", "rolora", "lora-a2"), 2)]
 
 
 def test_changing_the_rule_changes_the_result():

@@ -41,6 +41,12 @@ def table_of(field: FieldInfo) -> type[Table] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
 
 
+def table_named(root: type[Table], name: str) -> type[Table] | None:
+    """Return the table within a table that has a name in TOML, None where that is no table."""
+    found = (table_of(field) for own, field in root.model_fields.items() if (field.alias or own) == name)
+    return next(found, None)
+
+
 @cache
 def settings_of(root: type[Table] = Config) -> Mapping[str, Setting]:
     """Return every setting of the tables, by dotted key, in their order."""
@@ -98,7 +104,7 @@ def _values(table: Table, prefix: str) -> Iterator[tuple[str, Any]]:
         if inner is None:
             yield prefix + (field.alias or name), value
         elif value is not None:
-            yield from _values(value, f"{prefix}{name}.")
+            yield from _values(value, f"{prefix}{field.alias or name}.")
 
 
 def without_effect(config: Table) -> dict[str, str]:

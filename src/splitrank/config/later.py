@@ -15,6 +15,6 @@ LATER_KEYS = (
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
     "adapter.method": ("adalora", "ia3", "prefix", "slora", "mola", "bottleneck"),
-    "federation.aggregation": (*("lora-a2", "median", "trimmed-mean"),),
+    "federation.aggregation": (*("median", "trimmed-mean"),),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

@@ -18,7 +18,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from splitrank.config.fields import settings_of, table_of, values_of, without_effect
+from splitrank.config.fields import settings_of, table_named, values_of, without_effect
 from splitrank.config.problems import sentences, shown
 from splitrank.config.rules import broken_rules
 from splitrank.config.tables import Config, Table
@@ -140,7 +140,7 @@ def flatten(tables: Mapping[str, Any], root: type[Table] = Config) -> Flat:
     """Return dotted keys and values of nested tables; what is no table of ``root`` stays a value."""
     flat: Flat = {}
     for name, content in tables.items():
-        inner = table_of(root.model_fields[name]) if name in root.model_fields else None
+        inner = table_named(root, name)
         if inner is not None and isinstance(content, Mapping):
             flat |= {f"{name}.{key}": value for key, value in flatten(content, inner).items()}
         else:

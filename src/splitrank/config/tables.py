@@ -51,7 +51,9 @@ def _methods(setting: str) -> Condition:
     return one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
 
 
-Aggregation = Literal["fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "rolora", "fedsa"]
+Aggregation = Literal[
+    "fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "rolora", "fedsa", "lora-a2"
+]
 _MERGES = one_of("federation.aggregation", tuple(name for name, rule in RULE_TRAITS.items() if "merges" in rule.tags))
 _KEEPS = Condition(
     ("model.head", "federation.aggregation"),
@@ -166,6 +168,15 @@ class HetloraTable(Table):
     )
 
 
+class LoraA2Table(Table):
+    """The adapter of ``federation.aggregation = "lora-a2"``, of which clients choose slices."""
+
+    rank: Count = Field(
+        8, description="r_G: rank of the global adapter, all of which is sent down; a client's rank is part of it"
+    )
+    learning_rate_ratio: Positive = Field(5.0, description="learning rate of lora_B over `train.learning_rate`")
+
+
 class FederationTable(Table):
     """The rounds: how many clients take part, for how long, and how their work is joined."""
 
@@ -203,10 +214,15 @@ class FederationTable(Table):
         'alone, then makes the rows of lora_A orthonormal; `"raflora"`: averages each direction over the clients whose '
         'rank reaches it; `"hetlora"`: pads lora_A and lora_B with zeros, averages them by the size of the products, '
         'and clients prune their ranks; `"rolora"`: trains, sends and averages lora_B in even turns and lora_A in odd '
-        'ones; `"fedsa"`: averages lora_A, while lora_B and the head stay with their clients',
+        'ones; `"fedsa"`: averages lora_A, while lora_B and the head stay with their clients; '
+        '`"lora-a2"`: lora_B and lora_A in turn, of which each client trains and sends the directions that a trial '
+        "epoch changes most, as many as its rank",
     )
     hetlora: Annotated[HetloraTable, one_of("federation.aggregation", ("hetlora",))] = Field(
         default_factory=HetloraTable
+    )
+    lora_a2: Annotated[LoraA2Table, one_of("federation.aggregation", ("lora-a2",))] = Field(
+        default_factory=LoraA2Table, alias="lora-a2"
     )
     merged_rank: Annotated[Count | None, _MERGES] = Field(
         None,

@@ -103,7 +103,9 @@ def methods_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield "exact: the new product is the mean of the clients' at equal ranks. unequal_ranks: clients may have their own"
     yield "rank. additive: a weighted sum of updates is all that the server needs. keeps_basis: direction j of the new"
     yield "factors is direction j of the old ones. merges: what is lost, or all, goes into a frozen part beside the"
-    yield "adapter, which each client is sent, too. prunes: clients give up ranks, and each has its own."
+    yield "adapter, which each client is sent, too. prunes: clients give up ranks, and each has its own. fixed_rank:"
+    yield "one rank in all rounds. slices: all of an adapter of federation.lora-a2.rank goes down, and a client's own"
+    yield "rank says how much of it goes up."
 
 
 def _taken(rules: Sequence[str], everything: Collection[str]) -> str:

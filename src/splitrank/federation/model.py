@@ -257,7 +257,11 @@ def rule_of(config: Config) -> Rule:
     """Return the aggregation rule that the settings name, with the settings of its own."""
     federation = config.federation
     pruning = {"gamma": federation.hetlora.gamma, "lambda": federation.hetlora.lambda_}
-    return make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning})
+    choosing = {
+        "global_rank": federation.lora_a2.rank,
+        "learning_rate_ratio": federation.lora_a2.learning_rate_ratio,
+    }
+    return make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning, **choosing})
 
 
 def _resolved(config: Config, num_labels: int) -> Config:

@@ -103,7 +103,10 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
         ConfigError: trained layers or a fixed rank that the encoder does not have.
     """
     placement.layer_indices(config.model.trained_layers, shape.num_layers)
-    fixed, cap = fixed_rank(config), rank_cap(config, shape)
+    fixed, cap, whole = fixed_rank(config), rank_cap(config, shape), global_rank(config)
+    if whole is not None and whole > (largest := _largest_rank(config, shape)):
+        what = "the smaller side of the smallest target map"
+        raise ConfigError([f"federation.lora-a2.rank must be at most {largest}, {what}, got {whole}"])
     if fixed is not None and fixed > cap:
         what = "the smaller side of the smallest target map"
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
@@ -148,10 +151,20 @@ def fixed_rank(config: Config) -> int | None:
 def rank_cap(config: Config, shape: EncoderShape) -> int:
     """Return the largest rank that means anything for the adapter method, or ``planner.max_rank`` if it is planned.
 
-    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1.
+    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1; where clients
+    choose slices of an adapter, its rank.
     """
-    largest = COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
+    largest = global_rank(config) or _largest_rank(config, shape)
     return largest if config.adapter.rank is not None else min(largest, config.planner.max_rank)
+
+
+def _largest_rank(config: Config, shape: EncoderShape) -> int:
+    return COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
+
+
+def global_rank(config: Config) -> int | None:
+    """Return the rank of the adapter of which clients choose slices, None under a rule where they do not."""
+    return config.federation.lora_a2.rank if "slices" in _rule_of(config).tags else None
 
 
 def adapter_numbers(config: Config, shape: EncoderShape, rule: RuleTraits | None = None) -> Count:
@@ -178,7 +191,8 @@ def payload(
     """Return the numbers that go up and down in a turn, head included where it is sent.
 
     Up goes what is trained in this turn, down all but the kinds that everybody draws from the seed, and of merged parts
-    what a client lacks; neither what stays with its client. With ``workload.model = "paper"`` a number has
+    what a client lacks; neither what stays with its client. Where clients choose slices, all
+    of the adapter goes down, whatever their ranks. With ``workload.model = "paper"`` a number has
     ``workload.bits_per_parameter`` bits, and the head counts only on demand.
     """
     part = trained_part(config, shape, turn, rule)
@@ -187,9 +201,12 @@ def payload(
     is_paper = config.workload.model == "paper"
     counts_head = not is_paper or config.workload.count_head
     head = Count(head_numbers_sent(config, shape, rule)) if counts_head else Count()
+    downlink, whole = adapter_numbers(config, shape, rule), global_rank(config)
+    if whole is not None:
+        downlink = Count(downlink.at(whole))
     return Payload(
         uplink=total(count for kind, count in counts.items() if kind in sent) + head,
-        downlink=adapter_numbers(config, shape, rule) + head,
+        downlink=downlink + head,
         bits_per_number=config.workload.bits_per_parameter if is_paper else BITS_PER_FLOAT32,
         merged=merged.lacking,
     )

@@ -16,6 +16,7 @@ from splitrank.learning.aggregation.ffa import ffa
 from splitrank.learning.aggregation.flexlora import flexlora
 from splitrank.learning.aggregation.flora import flora
 from splitrank.learning.aggregation.hetlora import SelfPruning, TailPenalty, hetlora
+from splitrank.learning.aggregation.lora_a2 import FactorRate, choose_slices, lora_a2
 from splitrank.learning.aggregation.raflora import raflora
 from splitrank.learning.aggregation.rolora import rolora
 from splitrank.learning.aggregation.rule import Combine, Rule
@@ -33,6 +34,7 @@ _COMBINE: dict[str, Combine] = {
     "hetlora": hetlora,
     "rolora": rolora,
     "fedsa": fedsa,
+    "lora-a2": lora_a2,
 }
 
 _PREPARE: dict[str, Callable[[Adapter], Adapter]] = {"fedsvd": with_orthonormal_rows}
@@ -53,10 +55,16 @@ def _pruning(rule: Rule, values: Mapping[str, Any]) -> Rule:
     return replace(rule, terms=LocalTerms(penalty=penalty), kept_rank=SelfPruning(gamma))
 
 
+def _choosing(rule: Rule, values: Mapping[str, Any]) -> Rule:
+    terms = LocalTerms(rate=FactorRate(values["learning_rate_ratio"]))
+    return replace(rule, terms=terms, choose=choose_slices, global_rank=values["global_rank"])
+
+
 _WITH_SETTINGS: dict[str, Callable[[Rule, Mapping[str, Any]], Rule]] = {
     "fedex": _merging,
     "flora": _merging,
     "hetlora": _pruning,
+    "lora-a2": _choosing,
 }
 
 
