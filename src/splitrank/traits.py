@@ -27,7 +27,9 @@ TRAINED_ADAPTER = "default"
 Contract = Literal["product", "fixed"]
 Distribution = Literal["svd", "prefix"]
 Export = Literal["peft", "model"]
-Tag = Literal["exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "unweighted", "needs_fixed_rank"]
+Tag = Literal[
+    "exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "unweighted", "needs_fixed_rank", "slices"
+]
 
 
 def _check_words(what: str, words: Collection[str], known: Any) -> None:
@@ -71,6 +73,11 @@ def _all(kind: str, turn: int) -> bool:
     return True
 
 
+def _factors_in_turn(kind: str, turn: int) -> bool:
+    """Leave lora_A alone in even turns and lora_B in odd ones; B first, since A has no gradient while B is 0."""
+    return kind != ("lora_A", "lora_B")[turn % 2]
+
+
 @dataclass(frozen=True)
 class RuleTraits:
     """The properties of an aggregation rule.
@@ -81,7 +88,9 @@ class RuleTraits:
             direction j of the new factors is direction j of the old ones; ``"merges"``, it puts products aside as
             merged parts, and so does a plan whose smaller rank would cut something off; ``"prunes"``, clients give up
             ranks of their own, so that each must be planned one; ``"unweighted"``, every client counts the same,
-            however many texts it has; ``"needs_fixed_rank"``, what it remembers means nothing at another rank.
+            however many texts it has; ``"needs_fixed_rank"``, what it or a client keeps means nothing at another rank;
+            ``"slices"``, every client holds the whole adapter, of a rank that the rule sets, and trains as many
+            of its directions as its own rank says, which it chooses itself in an epoch more.
         distribution: how an adapter is cut for a client of a smaller rank: ``"svd"``, the best approximation of its
             product, or ``"prefix"``, its first directions.
         needs: kinds that the adapter must have.
@@ -90,9 +99,10 @@ class RuleTraits:
         trains: whether tensors of a kind are trained, sent and averaged in a turn; turns count aggregated rounds from
             0.
         min_updates: updates below which a round takes their mean instead, so that as many clients must take part.
+        personal: kinds that are trained and stay with their client: never sent, never averaged.
 
     Raises:
-        ValueError: a tag or a distribution that nobody knows.
+        ValueError: a tag or a distribution that nobody knows, or a personal factor at ranks that change.
     """
 
     tags: frozenset[Tag]
@@ -102,15 +112,26 @@ class RuleTraits:
     redrawn: frozenset[str] = frozenset()
     trains: Callable[[str, int], bool] = _all
     min_updates: int = 1
+    personal: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         _check_words("tags", self.tags, Tag)
         _check_words("distribution", {self.distribution}, Distribution)
+        if self.personal.intersection(RANK_AXIS) and "needs_fixed_rank" not in self.tags:
+            raise ValueError('tags must have "needs_fixed_rank" where a factor is personal: nobody could resize it')
 
     def trained(self, kinds: Collection[str], turn: int) -> frozenset[str]:
         """Return those of the kinds that are trained in a turn; merged parts never are."""
         never = self.from_seed.union(MERGED_KINDS)
         return frozenset(kind for kind in kinds if kind not in never and self.trains(kind, turn))
+
+    def sent(self, kinds: Collection[str], turn: int) -> frozenset[str]:
+        """Return those of the kinds that a client sends in a turn: what is trained and not personal."""
+        return self.trained(kinds, turn) - self.personal
+
+    def received(self, kinds: Collection[str]) -> frozenset[str]:
+        """Return those of the kinds that a client is sent each round: what it neither draws nor has to itself."""
+        return frozenset(kinds) - self.drawn(kinds) - self.personal
 
     def takes(self, kinds: Collection[str]) -> bool:
         """Return whether a method of these kinds has what the rule needs; beside merged parts only plain LoRA."""
@@ -132,6 +153,11 @@ def why_no_server_optimizer(rule: RuleTraits) -> str | None:
     if "keeps_basis" not in rule.tags:
         return "turns the basis of the factors in every round"
     return None
+
+
+def personal_kinds(rule: RuleTraits, head: str) -> frozenset[str]:
+    """Return the kinds that stay with their client, by the rule and by ``model.head``."""
+    return rule.personal | ({"head"} if head == "local" else set())
 
 
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -158,6 +184,17 @@ RULE_TRAITS: dict[str, RuleTraits] = {
     "fedsvd": RuleTraits(frozenset({"exact"}), needs=FACTORS, trains=lambda kind, turn: kind != "lora_A"),
     "raflora": RuleTraits(frozenset({"unequal_ranks", "keeps_basis"}), "prefix", FACTORS),
     "hetlora": RuleTraits(frozenset({"unequal_ranks", "prunes"}), "prefix", FACTORS),
+    "rolora": RuleTraits(frozenset({"exact", "additive", "keeps_basis"}), needs=FACTORS, trains=_factors_in_turn),
+    "fedsa": RuleTraits(
+        frozenset({"additive", "keeps_basis", "needs_fixed_rank"}),
+        needs=FACTORS,
+        personal=frozenset({"lora_B", "head"}),
+    ),
+    "lora-a2": RuleTraits(
+        frozenset({"exact", "unequal_ranks", "additive", "keeps_basis", "slices"}),
+        needs=FACTORS,
+        trains=_factors_in_turn,
+    ),
     "median": RuleTraits(frozenset({"keeps_basis", "unweighted"}), min_updates=3),
     "trimmed-mean": RuleTraits(frozenset({"keeps_basis", "unweighted"}), min_updates=3),
 }

@@ -109,8 +109,12 @@ def test_a_machine_from_a_message():
     assert device_profile.profile_from(None) is None
 
 
-def test_seconds_per_sample_at_two_ranks(tiny_config):
-    config = load_config(str(tiny_config))
+@pytest.mark.parametrize(
+    "settings", [[], ['federation.aggregation="fedsa"', "adapter.rank=2"]], ids=["fedavg", "fedsa"]
+)
+def test_seconds_per_sample_at_two_ranks(settings, tiny_config):
+    """Also where a factor of one rank stays with the client."""
+    config = load_config(str(tiny_config), settings)
     clients = make_clients(config, load_data(config))
     labels = clients.data.train_labels
     found = device_profile.profile_device(

@@ -23,14 +23,18 @@ pytestmark = pytest.mark.extras
 LABELS = [f"class-{index}" for index in range(4)]
 
 
-@pytest.fixture(params=["lora", "rslora"])  # rsLoRA's scaling has no meaning at rank 0, before training
+# rsLoRA's scaling has no meaning at rank 0, before training.
+@pytest.fixture(params=[("lora", "fedavg"), ("rslora", "fedavg"), ("lora", "fedsa")], ids="-".join)
 def asked(request, tiny_config, tiny_texts, tmp_path):
     """A function from a client's own settings to its answer to `evaluate` before any training, and its amounts."""
     init(tmp_path / "federation", server="192.0.2.1", num_clients=3, port=9092)
     folder = tmp_path / "federation" / "client-1"
     for name in ("ca.crt", "client.crt", "client.key", "node.key", "trusted.yaml"):
         (folder / name).touch()
-    config = load_config(str(tiny_config), ['model.head="local"', "adapter.rank=2", f"adapter.method={request.param}"])
+    method, rule = request.param
+    keeps = ['model.head="local"'] if rule == "fedavg" else []
+    more = ["adapter.rank=2", f"adapter.method={method}", f"federation.aggregation={rule}"]
+    config = load_config(str(tiny_config), [*keeps, *more])
     model = load_model(config, LABELS)
     settings = {key: value for key, value in plain_values(model.config).items() if key != "data"}
     trunk = model.encoder.trunk_digest
@@ -43,7 +47,7 @@ def asked(request, tiny_config, tiny_texts, tmp_path):
         workers.append(Worker(read_client_config(folder / "client.toml")))
         joined, _ = workers[-1].answer({**common, "kind": "join", "measure": False}, np.zeros(0, np.float32))
         adapter = model.initial_state().adapter
-        sent = wire.downlink(adapter, RULES["fedavg"])
+        sent = wire.downlink(adapter, RULES[rule])
         header = {**common, "kind": "evaluate", "round": 0, "rank": 0, "personal_round": 0, **wire.header(sent, 0)}
         evaluated, _ = workers[-1].answer(header, to_vector(sent).numpy())
         return joined, evaluated

@@ -216,7 +216,7 @@ def test_head_policies(policy, tiny_config, tmp_path):
         assert not torch.equal(heads[0][name], heads[1][name])
         factor = next(name for name in heads[0] if "lora_B" in name)
         assert torch.equal(heads[0][factor], heads[1][factor])
-        with pytest.raises(InputError, match="a model per client"):
+        with pytest.raises(InputError, match="a model for each client"):
             list(predict(out, ["the market"]))
         assert len(list(predict(out / "adapter" / "client-1", ["the market"]))) == 1
     else:

@@ -34,6 +34,9 @@ def test_accounting_of_roberta_base():
         ([], Count(HEAD, 9_216), Count(HEAD, 9_216)),
         (["model.head=local"], Count(0, 9_216), Count(0, 9_216)),
         (["federation.aggregation=ffa"], Count(HEAD, 4_608), Count(HEAD, 4_608)),
+        (["federation.aggregation=rolora"], Count(HEAD, 4_608), Count(HEAD, 9_216)),
+        (["federation.aggregation=fedsa", "adapter.rank=8"], Count(0, 4_608), Count(0, 4_608)),
+        (["federation.aggregation=lora-a2", "federation.lora-a2.rank=4"], Count(HEAD, 4_608), Count(HEAD + 4 * 9_216)),
         (["federation.aggregation=flexlora"], Count(HEAD, 9_216), Count(HEAD, 9_216)),
         (["adapter.method=dora"], Count(HEAD + 4_608, 9_216), Count(HEAD + 4_608, 9_216)),
         (

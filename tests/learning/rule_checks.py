@@ -41,7 +41,8 @@ class Subject:
 
     @property
     def has_factors(self) -> bool:
-        return self.method.traits.has_rank
+        """Whether the rule sees both factors of the products."""
+        return self.method.traits.has_rank and not self.rule.traits.personal
 
     @property
     def scales_with_rank(self) -> bool:
@@ -61,7 +62,7 @@ def subject(rule: Rule, name: str) -> Subject:
 def adapter_of(on: Subject, rank: int = RANK, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> Adapter:
     """Return an adapter with B ≠ 0; what the rule draws from the seed is drawn."""
     tensors: dict[str, Tensor] = {}
-    if not on.has_factors:
+    if not on.method.traits.has_rank:
         (kind,) = on.method.traits.kinds
         tensors = {f"{kind}/{path}.weight": noise(path, shape) for path, shape in shapes.items()}
         tensors["head/classifier.weight"] = noise("head", (4, 5))
@@ -73,7 +74,8 @@ def adapter_of(on: Subject, rank: int = RANK, shapes: Mapping[str, tuple[int, in
         if "magnitude" in on.method.traits.kinds:
             tensors[f"magnitude/{path}"] = noise(f"m/{path}", (d,)).abs() + 1.0
     tensors["head/classifier.weight"] = noise("head", (4, 5))
-    return Adapter(rank, 2.0, tensors)
+    shared = {name: tensor for name, tensor in tensors.items() if kind_of(name) not in on.rule.traits.personal}
+    return Adapter(rank, 2.0, shared)
 
 
 def rescaled(adapter: Adapter, scaling: float) -> Adapter:
@@ -129,7 +131,7 @@ def drift_round(on: Subject, count: int = 4, rank: int = RANK) -> tuple[Starts, 
 
 
 def products(adapter: Adapter) -> dict[str, Tensor]:
-    return {path: product(adapter, path) for path in adapter.of_kind("lora_A")}
+    return {path: product(adapter, path) for path in adapter.of_kind("lora_B")}
 
 
 def mean_product(updates: Mapping[int, Adapter], path: str, samples=SAMPLES) -> Tensor:
@@ -230,8 +232,9 @@ def all_but_factors_is_averaged_by_samples(on: Subject) -> None:
         return
     starts, updates = drift_round(on)
     result = combined(on, starts, updates).adapter
-    others = [name for name in without_merged(result) if not is_factor(name)]
-    assert {kind_of(name) for name in others} == on.method.traits.kinds - {"lora_A", "lora_B"} | {"head"}
+    others = [name for name in without_merged(result) if not (on.has_factors and is_factor(name))]
+    seen = on.method.traits.kinds - ({"lora_A", "lora_B"} if on.has_factors else set()) | {"head"}
+    assert {kind_of(name) for name in others} == seen - on.rule.traits.personal
     for name in others:
         total = sum(SAMPLES[client] * update.tensors[name].double() for client, update in updates.items())
         torch.testing.assert_close(result.tensors[name].double(), total / 105, rtol=1e-6, atol=1e-7)
@@ -342,8 +345,12 @@ def unequal_ranks_without_training(on: Subject) -> None:
 
 
 def unequal_ranks_average_a_slice_over_its_owners(on: Subject) -> None:
-    """For rules that keep the basis and are exact: slice j is the mean of its owners' products."""
-    if not {"unequal_ranks", "keeps_basis", "exact"} <= on.rule.traits.tags:
+    """For rules that keep the basis and are exact: slice j is the mean of its owners' products.
+
+    Where clients choose slices, who has not chosen one counts as no change of it.
+    """
+    tags = on.rule.traits.tags
+    if not {"unequal_ranks", "keeps_basis", "exact"} <= tags or "slices" in tags:
         return
     whole = adapter_of(on, 8, LARGER)
     starts = distribute(whole, UNEQUAL, on.method, on.rule, keeps_largest=True, seed=0, round=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -183,6 +184,16 @@ def test_operations_equal_torchs_count_for_a_single_linear(
     assert expected_step(part, method) == counted_step(part, method)
 
 
+@pytest.mark.parametrize("layers", [[3], [0, 2]], ids=str)
+@pytest.mark.parametrize("targets", ["query-value", "all-linear", ("key",), ("output",)], ids=str)
+@pytest.mark.parametrize(("method", "kinds"), [("lora", {"lora_A"}), ("dora", {"lora_A", "magnitude"})])
+def test_operations_equal_torchs_count_where_a_turn_trains_A_alone(
+    method: str, kinds: set[str], targets: str | tuple[str, ...], layers: list[int]
+) -> None:
+    part = part_of(layers, targets, "full", kinds)
+    assert expected_step(part, method) == counted_step(part, method)
+
+
 @pytest.mark.parametrize("merged", [4, None, {"query": 2, "key": None, "value": 4, "output": None}], ids=str)
 @pytest.mark.parametrize("kinds", [FACTORS, {"lora_B"}], ids=["A+B", "B"])
 @pytest.mark.parametrize("layers", [[3], [2, 3], [0], [0, 3]], ids=str)
@@ -233,8 +244,8 @@ def test_a_method_without_a_rank_costs_the_same_at_any(method: str) -> None:
 @pytest.mark.parametrize("rule", RULE_TRAITS)
 def test_training_less_never_costs_more(method: str, rule: str) -> None:
     kinds = METHOD_TRAITS[method].kinds
-    some = RULE_TRAITS[rule].trained(kinds, 0)
-    for layers in ([3], [0, 1, 2, 3]):
+    turns = {RULE_TRAITS[rule].trained(kinds, turn) for turn in (0, 1)}
+    for some, layers in itertools.product(turns, ([3], [0, 1, 2, 3])):
         all_, fewer = (part_of(layers, "all-linear", "full", set(chosen)) for chosen in (kinds, some))
         assert expected_step(fewer, method) <= expected_step(all_, method)
 

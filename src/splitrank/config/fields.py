@@ -42,6 +42,12 @@ def table_of(field: FieldInfo) -> type[Table] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
 
 
+def table_named(root: type[Table], name: str) -> type[Table] | None:
+    """Return the table within a table that has a name in TOML, None where that is no table."""
+    found = (table_of(field) for own, field in root.model_fields.items() if (field.alias or own) == name)
+    return next(found, None)
+
+
 @cache
 def settings_of(root: type[Table] = Config) -> Mapping[str, Setting]:
     """Return every setting of the tables, by dotted key, in their order."""

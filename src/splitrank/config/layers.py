@@ -18,7 +18,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from splitrank.config.fields import settings_of, table_of, values_of, without_effect
+from splitrank.config.fields import settings_of, table_named, values_of, without_effect
 from splitrank.config.problems import sentences, shown
 from splitrank.config.rules import broken_rules
 from splitrank.config.tables import Config
@@ -140,9 +140,8 @@ def _without_effect_alone(flat: Mapping[str, Any], keys: set[str]) -> set[str]:
 def flatten(tables: Mapping[str, Any], root: type[Table] = Config) -> Flat:
     """Return dotted keys and values of nested tables; what is no table of ``root`` stays a value."""
     flat: Flat = {}
-    fields = {field.alias or name: field for name, field in root.model_fields.items()}
     for name, content in tables.items():
-        inner = table_of(fields[name]) if name in fields else None
+        inner = table_named(root, name)
         if inner is not None and isinstance(content, Mapping):
             flat |= {f"{name}.{key}": value for key, value in flatten(content, inner).items()}
         else:

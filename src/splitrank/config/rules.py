@@ -60,6 +60,17 @@ def _method_and_rule(config: Config) -> Iterable[str]:
         )
     if "prunes" in RULE_TRAITS[rule].tags and traits.has_rank:
         yield from _planned_for_each(config)
+    whole = config.federation.lora_a2.rank
+    if "slices" in RULE_TRAITS[rule].tags and config.adapter.rank is not None and config.adapter.rank > whole:
+        yield (
+            f"adapter.rank must be at most federation.lora-a2.rank = {whole}, the rank of the adapter of which clients "
+            f"choose slices, got {config.adapter.rank}"
+        )
+    if "needs_fixed_rank" in RULE_TRAITS[rule].tags and traits.has_rank and config.adapter.rank is None:
+        yield (
+            f'adapter.rank must be given for federation.aggregation = "{rule}", which needs one rank in all rounds, '
+            "got nothing; try adapter.rank = 8"
+        )
     if config.planner.rank_policy == "common" or config.adapter.rank is not None or not traits.has_rank:
         return
     if "unequal_ranks" not in RULE_TRAITS[rule].tags and not missing:

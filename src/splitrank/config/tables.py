@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than
+from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than, quoted
 from splitrank.config.values import (
     Accuracy,
     Budget,
@@ -42,8 +42,8 @@ from splitrank.config.values import (
     TokenCount,
     Uniform,
 )
-from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, Table, TrimmedMeanTable
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
+from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, LoraA2Table, Table, TrimmedMeanTable
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, personal_kinds
 
 
 def _methods(setting: str) -> Condition:
@@ -51,7 +51,29 @@ def _methods(setting: str) -> Condition:
     return one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if setting in traits.settings))
 
 
+Aggregation = Literal[
+    "fedavg",
+    "ffa",
+    "flexlora",
+    "fedex",
+    "flora",
+    "fedsvd",
+    "raflora",
+    "hetlora",
+    "rolora",
+    "fedsa",
+    "lora-a2",
+    "median",
+    "trimmed-mean",
+]
 _MERGES = one_of("federation.aggregation", tuple(name for name, rule in RULE_TRAITS.items() if "merges" in rule.tags))
+_KEEPS = Condition(
+    ("model.head", "federation.aggregation"),
+    'model.head is "local" or federation.aggregation is '
+    + quoted([name for name, rule in RULE_TRAITS.items() if rule.personal]),
+    lambda head, rule: bool(personal_kinds(RULE_TRAITS[rule], head)),
+)
+_SHARES_HEAD = other_than("federation.aggregation", "fedsa")
 _PAPER, _FLOPS, _MEASURED = (one_of("workload.model", (model,)) for model in ("paper", "flops", "measured"))
 _HAS_RANK = one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
 _PLANS_RANK = left_out("adapter.rank")
@@ -168,9 +190,7 @@ class FederationTable(Table):
         description="training rows that every client must have; who was dealt fewer is given some of the largest "
         "client's, which `manifest.json` tells. Rows are not taken from whom a column names",
     )
-    aggregation: Literal[
-        "fedavg", "ffa", "flexlora", "fedex", "flora", "fedsvd", "raflora", "hetlora", "median", "trimmed-mean"
-    ] = Field(
+    aggregation: Aggregation = Field(
         "fedavg",
         description='`"fedavg"`: averages every tensor, lora_A and lora_B apart; `"ffa"`: trains, sends and averages '
         'lora_B alone; `"flexlora"`: averages the products B·A and cuts the mean to the global rank; '
@@ -178,8 +198,11 @@ class FederationTable(Table):
         'products in a frozen part, every round starts from a new adapter; `"fedsvd"`: trains and averages lora_B '
         'alone, then makes the rows of lora_A orthonormal; `"raflora"`: averages each direction over the clients whose '
         'rank reaches it; `"hetlora"`: pads lora_A and lora_B with zeros, averages them by the size of the products, '
-        'and clients prune their ranks; `"median"`: the median of every number over the clients; `"trimmed-mean"`: '
-        "their mean without the smallest and largest values. Under both every client counts the same",
+        'and clients prune their ranks; `"rolora"`: trains, sends and averages lora_B in even turns and lora_A in odd '
+        'ones; `"fedsa"`: averages lora_A, while lora_B and the head stay with their clients; '
+        '`"lora-a2"`: lora_B and lora_A in turn, of which each client trains and sends the directions that a trial '
+        'epoch changes most, as many as its rank; `"median"`: the median of every number over the clients; '
+        '`"trimmed-mean"`: their mean without the smallest and largest values. Under both every client counts the same',
     )
     hetlora: Annotated[HetloraTable, one_of("federation.aggregation", ("hetlora",))] = Field(
         default_factory=HetloraTable
@@ -200,6 +223,9 @@ class FederationTable(Table):
     )
     fedyogi: Annotated[AdaptiveTable, one_of("federation.server_optimizer", ("fedyogi",))] = Field(
         default_factory=AdaptiveTable
+    )
+    lora_a2: Annotated[LoraA2Table, one_of("federation.aggregation", ("lora-a2",))] = Field(
+        default_factory=LoraA2Table, alias="lora-a2"
     )
     merged_rank: Annotated[Count | None, _MERGES] = Field(
         None,
@@ -291,7 +317,7 @@ class ClientTable(Table):
     seconds_per_sample_per_rank: Annotated[NotNegativePerClient | None, _MEASURED] = Field(
         None, description="b of a + b·r"
     )
-    test_share: Annotated[OpenShare, one_of("model.head", ("local",))] = Field(
+    test_share: Annotated[OpenShare, _KEEPS] = Field(
         0.2, description="through Flower: what a client without a `test.*` of its own holds out for testing"
     )
 
@@ -338,7 +364,7 @@ class WorkloadTable(Table):
         "seconds per text, given in the table client or, through Flower, measured",
     )
     bits_per_parameter: Annotated[Positive, _PAPER] = Field(256.0, description="Q, bits of a parameter on the air")
-    count_head: Annotated[bool, _PAPER, one_of("model.head", ("full", "out_proj"))] = Field(
+    count_head: Annotated[bool, _PAPER, one_of("model.head", ("full", "out_proj")), _SHARES_HEAD] = Field(
         False, description="whether the head's bits are counted, too"
     )
     trunk: Annotated[Literal["prepared", "every-round"], _FLOPS] = Field(

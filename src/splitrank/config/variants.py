@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from splitrank.config.values import BelowHalf, NotNegative, Positive, PositiveShare, Share
+from splitrank.config.values import BelowHalf, Count, NotNegative, Positive, PositiveShare, Share
 
 
 class Table(BaseModel):
@@ -23,6 +23,15 @@ class HetloraTable(Table):
     lambda_: NotNegative = Field(
         0.01, alias="lambda", description="λ: weight of the tail's norm in a client's loss, which presses it down"
     )
+
+
+class LoraA2Table(Table):
+    """The adapter of ``federation.aggregation = "lora-a2"``, of which clients choose slices."""
+
+    rank: Count = Field(
+        8, description="r_G: rank of the global adapter, all of which is sent down; a client's rank is part of it"
+    )
+    learning_rate_ratio: Positive = Field(5.0, description="learning rate of lora_B over `train.learning_rate`")
 
 
 class TrimmedMeanTable(Table):

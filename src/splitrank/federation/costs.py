@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,20 @@ from splitrank import placement
 from splitrank.config import Config
 from splitrank.errors import ConfigError
 from splitrank.federation.per_client import per_client
-from splitrank.federation.sizes import NOTHING_MERGED, MergedParts, payload, shared_numbers, trained_part
+from splitrank.federation.sizes import (
+    NOTHING_MERGED,
+    MergedParts,
+    global_rank,
+    payload,
+    shared_numbers,
+    trained_part,
+)
 from splitrank.federation.texts import TextStats
 from splitrank.planning.costs.proximal import with_proximal
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import (
+    Affine,
     TrainingAmount,
     Workload,
     flops_workload,
@@ -51,10 +59,11 @@ def round_workload(
     Raises:
         ConfigError: ``"measured"`` with nothing measured.
     """
-    client, epochs = config.client, config.federation.local_epochs
+    client, epochs = config.client, epochs_trained(config)
     sent, part = payload(config, shape, turn, rule, merged), trained_part(config, shape, turn, rule, merged)
     if config.workload.model == "paper":
-        return paper_workload(part.sizes(), len(part.layers), texts.samples, epochs, sent)
+        counted = paper_workload(part.sizes(), len(part.layers), texts.samples, epochs, sent)
+        return at_global_rank(counted, config)
     if config.workload.model == "flops":
         flops_per_cycle = per_client(client.flops_per_cycle, "client.flops_per_cycle", config)
         every_round = None
@@ -62,14 +71,15 @@ def round_workload(
             every_round = _trunk_cycles(part.cut_layer, shape, texts, flops_per_cycle)
         flops = COSTS[config.adapter.method].flops(part)
         if config.train.proximal:
-            flops = with_proximal(flops, shared_numbers(config, shape, part))
-        return flops_workload(
+            flops = with_proximal(flops, shared_numbers(config, shape, part, rule))
+        counted = flops_workload(
             flops,
             TrainingAmount(texts.samples, texts.token_sum, texts.token_square_sum, epochs, config.train.batch_size),
             sent,
             flops_per_cycle=flops_per_cycle,
             trunk_cycles_every_round=every_round,
         )
+        return at_global_rank(counted, config)
     if client.seconds_per_sample is None or client.seconds_per_sample_per_rank is None:
         raise ConfigError(
             [
@@ -79,7 +89,7 @@ def round_workload(
             ]
         )
     assert client.reference_frequency_hz is not None
-    return measured_workload(
+    counted = measured_workload(
         per_client(client.seconds_per_sample, "client.seconds_per_sample", config),
         per_client(client.seconds_per_sample_per_rank, "client.seconds_per_sample_per_rank", config),
         per_client(client.reference_frequency_hz, "client.reference_frequency_hz", config),
@@ -87,6 +97,24 @@ def round_workload(
         epochs,
         sent,
     )
+    return at_global_rank(counted, config)
+
+
+def epochs_trained(config: Config) -> int:
+    """Return the epochs that a client computes in a round, that in which it tries slices among them."""
+    return config.federation.local_epochs + (global_rank(config) is not None)
+
+
+def at_global_rank(workload: Workload, config: Config) -> Workload:
+    """Return the workload with the operations of the whole adapter at every rank, where clients choose slices of it.
+
+    They run all of it forward and backward, whatever they choose.
+    """
+    whole = global_rank(config)
+    if whole is None:
+        return workload
+    cycles = workload.cycles(whole)
+    return replace(workload, cycles=Affine(cycles, np.zeros_like(cycles)))
 
 
 def _trunk_cycles(cut_layer: int, shape: EncoderShape, texts: TextStats, flops_per_cycle: FloatArray) -> FloatArray:

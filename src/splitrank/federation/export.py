@@ -18,11 +18,11 @@ from torch import Tensor
 from splitrank.config import load_config
 from splitrank.errors import InputError, check_types
 from splitrank.federation.data import table_format
-from splitrank.federation.export_forms import EXPORTS
-from splitrank.federation.model import Model
+from splitrank.federation.export_forms import EXPORTS, has_personal
+from splitrank.federation.model import Model, untrained_personal
 from splitrank.federation.state import State
 from splitrank.files import folder_built_atomically, write_atomically
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, is_ranked
 from splitrank.learning.adapters.merged import as_one_adapter
 from splitrank.learning.adapters.method import load
 from splitrank.learning.device import available_devices, resolve_device
@@ -51,8 +51,9 @@ def export(model: Model, state: State, run: Path) -> Path:
     path = run / EXPORTS[model.method.traits.export]
     write = {"peft": _save_adapter, "model": _save_model}[model.method.traits.export]
     with folder_built_atomically(path) as building:
-        if not state.local:
-            write(model, state.adapter, {}, building)
+        if not state.local:  # PEFT wants a B beside A, zeros where B has stayed on the clients
+            factors = {n: t for n, t in untrained_personal(model, state.adapter.rank).items() if is_ranked(n)}
+            write(model, state.adapter, factors, building)
         for client, personal in state.local.items():
             write(model, state.adapter, personal, building / f"client-{client}")
     return path
@@ -214,7 +215,7 @@ def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
     if config_path is not None:
         config = load_config(str(config_path))
         wanted = config.run.device
-        if config.model.head == "local" and not folder.name.startswith("client-"):
+        if has_personal(config) and not folder.name.startswith("client-"):
             raise InputError(f"{run} must have a trained head, got a run whose heads stayed on the clients' machines")
         model_location(config.model.name)  # makes the offline encoder again should it be gone
     try:
@@ -302,9 +303,7 @@ def _export_of(run: Path) -> tuple[Path, Path | None]:
         if _is_export(folder):
             return folder, config if config.is_file() else None
         if _is_export(folder / "client-0"):
-            raise InputError(
-                f'{run} has a model per client (model.head = "local"); choose one, such as {folder / "client-0"}'
-            )
+            raise InputError(f"{run} has a model for each client; choose one, such as {folder / 'client-0'}")
     if config.is_file():
         hint = f"splitrank run --resume --out {run} (a deployment's with its run.sh)"
         raise InputError(f"{run} must be a finished run, got one without adapter/ or model/; finish it with: {hint}")

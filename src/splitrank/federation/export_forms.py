@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitrank.config import Config
-from splitrank.traits import METHOD_TRAITS
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, personal_kinds
 
 EXPORTS = {"peft": "adapter", "model": "model"}
 """Form of an export → the folder of a run that holds it."""
@@ -18,8 +18,13 @@ def export_text(config: Config) -> str:
     """Return what a run's result is, and where."""
     folder = export_folder(config)
     what = "an adapter in PEFT's format" if folder == "adapter" else "a whole transformers model"
-    each = " for each client" if config.model.head == "local" else ""
+    each = " for each client" if has_personal(config) else ""
     return f"{what}{each}, in {folder}/"
+
+
+def has_personal(config: Config) -> bool:
+    """Return whether the settings leave something of the model with each client."""
+    return bool(personal_kinds(RULE_TRAITS[config.federation.aggregation], config.model.head))
 
 
 def export_sentence(config: Config) -> str:

@@ -20,6 +20,7 @@ from splitrank.federation.partitions import partition_of, shares_to_test_on, une
 from splitrank.federation.problems import plan_round, round_problem
 from splitrank.federation.pruning import with_pruned_ranks
 from splitrank.federation.sizes import rank_cap, trained_part
+from splitrank.federation.slices import rule_of_client, slices_header, told_rule
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.adapters.adapter import Adapter, to_vector
@@ -96,10 +97,20 @@ class InProcessClients:
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update]:
         """Train every participant of the plan, one after the other."""
-        return {client: self.train_client(client, start, state) for client, start in starts.of.items()}
+        return {
+            client: self.train_client(client, start, state, int(plan.rank[client]))
+            for client, start in starts.of.items()
+        }
 
-    def train_client(self, client: int, start: Adapter, state: State) -> Update:
-        """Train one client on its own texts for the round after a state; it has the messages' numbers, no others."""
+    def train_client(self, client: int, start: Adapter, state: State, rank: int | None = None) -> Update:
+        """Train one client on its own texts for the round after a state; it has the messages' numbers, no others.
+
+        Args:
+            client: its index.
+            start: what it is sent.
+            state: before the round.
+            rank: its planned rank, None for the start's.
+        """
         model, rule, turn = self.model, self.rule, state.turn
         held = held_rows(state, client)
         sent = wire.downlink(start, rule, held)
@@ -109,10 +120,15 @@ class InProcessClients:
             state.round + 1, kept=start.tensors,
         )  # fmt: skip
         task = model.task(received, state, rule, client)
-        update = model.train(task, self.train_outputs, self.train_rows[client], self.data.train_labels)
-        answer = wire.uplink(update.adapter, rule, client, turn)
-        adapter = wire.received_update(wire.header(answer, turn), to_vector(answer), start, rule, client, turn)
-        return replace(update, adapter=adapter)
+        own = self.train_outputs, self.train_rows[client], self.data.train_labels
+        rank = rank or start.rank
+        chosen = rule_of_client(model, rule, task, rank, *own)
+        update = model.train(replace(task, select=chosen.select), *own)
+        answer = wire.uplink(update.adapter, chosen, client, turn)
+        told = wire.header(answer, turn) | slices_header(chosen)
+        agreed, rank_sent = told_rule(told, start, rule, rank, turn)
+        adapter = wire.received_update(told, to_vector(answer), start, agreed, client, turn)
+        return replace(update, adapter=adapter, rank_sent=rank_sent)
 
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the test texts."""
@@ -159,6 +175,8 @@ def check_rule(rule: Rule, method: Method, config: Config) -> None:
         problems.append(
             f"a round must take at least {rule.traits.min_updates} clients for the rule {rule.name}, got {most}"
         )
+    if "slices" in rule.traits.tags and rule != rule_of(config):
+        problems.append(f'federation.aggregation must be "{rule.name}" for that rule, which has settings, got another')
     if problems:
         raise ConfigError(problems)
 
@@ -176,8 +194,7 @@ def check_counts(rule: Rule, model: Model) -> None:
         # "paper" leaves the head out by its own choice.
         start = replace(start, tensors={n: t for n, t in start.tensors.items() if not n.startswith("head/")})
         counts = COSTS[config.adapter.method].numbers(trained_part(config, model.shape, turn, rule.traits))
-        trained = rule.traits.trained(counts, turn)
-        counted = sum(count.at(rank) for kind, count in counts.items() if kind in trained)
+        counted = sum(counts[kind].at(rank) for kind in rule.traits.sent(counts, turn))
         for client in range(config.federation.num_clients):
             sent = sum(tensor.numel() for tensor in wire.uplink(start, rule, client, turn).values())
             if sent != counted:
@@ -225,7 +242,7 @@ def make_clients(
     check_rule(rule, method, config)
     dealt = partition_of(config, data)
     assert dealt is not None
-    model = load_model(config, data.label_names, method)
+    model = load_model(config, data.label_names, method, rule)
     config = model.config
     if is_own:
         check_counts(rule, model)

@@ -54,16 +54,17 @@ def methods_report(config: Config) -> dict[str, Any]:
 
 
 def _rule(traits: RuleTraits, numbers: Mapping[str, Count]) -> dict[str, Any]:
-    drawn = traits.drawn(numbers)
-    uplink = [_bits(total(numbers[kind] for kind in traits.trained(numbers, turn))) for turn in (0, 1)]
+    uplink = [_bits(total(numbers[kind] for kind in traits.sent(numbers, turn))) for turn in (0, 1)]
+    received = traits.received(numbers)
     return {
         "tags": sorted(traits.tags),
         "min_updates": traits.min_updates,
         "needs": sorted(traits.needs),
         "distribution": traits.distribution,
-        "drawn_from_seed": sorted(drawn),
+        "drawn_from_seed": sorted(traits.drawn(numbers)),
         "uplink_bits": uplink[0] if uplink[0] == uplink[1] else uplink,
-        "downlink_bits": _bits(total(count for kind, count in numbers.items() if kind not in drawn)),
+        "downlink_bits": _bits(total(count for kind, count in numbers.items() if kind in received)),
+        "personal": sorted(traits.personal),
     }
 
 
@@ -104,7 +105,8 @@ def methods_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield "rank. additive: a weighted sum of updates is all that the server needs. keeps_basis: direction j of the new"
     yield "factors is direction j of the old ones. merges: what is lost, or all, goes into a frozen part beside the"
     yield "adapter, which each client is sent, too. prunes: clients give up ranks, and each has its own. unweighted:"
-    yield "every client counts the same, however many texts it has."
+    yield "every client counts the same, however many texts it has. needs_fixed_rank: one rank in all rounds. slices:"
+    yield "all of an adapter of federation.lora-a2.rank goes down, and a client's own rank says how much of it goes up."
 
 
 def _taken(rules: Sequence[str], everything: Collection[str]) -> str:

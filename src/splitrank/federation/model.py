@@ -21,9 +21,9 @@ from torch.nn import functional
 from splitrank import placement
 from splitrank.config import Config, absolute_paths, with_values
 from splitrank.errors import ConfigError
-from splitrank.federation.sizes import check_fits
+from splitrank.federation.sizes import check_fits, fixed_rank
 from splitrank.federation.state import State
-from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.adapters.adapter import Adapter, kind_of
 from splitrank.learning.adapters.method import AdaptedEncoder, Method, attach, initial, load, trained_head
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.aggregation.rule import Rule
@@ -49,6 +49,7 @@ from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
 from splitrank.learning.updates.proximal import proximal_terms
 from splitrank.learning.updates.server_optimizer import make_server_optimizer, with_server_optimizer
 from splitrank.planning.flops import EncoderShape
+from splitrank.traits import RANK_AXIS, personal_kinds
 
 _LOG = logging.getLogger("splitrank")
 
@@ -62,12 +63,14 @@ class Model:
         adapted: the encoder with the method in it.
         shape: sizes of the encoder.
         initial: the adapter of round 0 with all of the head that is trained, read before anything was.
+        personal: kinds that stay with their client.
     """
 
     config: Config
     adapted: AdaptedEncoder
     shape: EncoderShape
     initial: Adapter
+    personal: frozenset[str] = frozenset()
 
     @property
     def encoder(self) -> Encoder:
@@ -81,19 +84,17 @@ class Model:
 
     def initial_state(self) -> State:
         """Return the state of round 0: rank 0, a head of random weights."""
-        if self.config.model.head != "local":
+        if not self.personal:
             return State(0, 0, self.initial)
-        personal = self.initial.only("head")
         clients = range(self.config.federation.num_clients)
-        local = {client: {name: tensor.clone() for name, tensor in personal.items()} for client in clients}
+        rank = fixed_rank(self.config) or 0
+        local = {client: untrained_personal(self, rank) for client in clients}
         return State(0, 0, self.initial_shared, local)
 
     @property
     def initial_shared(self) -> Adapter:
         """The adapter of round 0 without what is personal."""
-        if self.config.model.head != "local":
-            return self.initial
-        shared = {name: tensor for name, tensor in self.initial.tensors.items() if not name.startswith("head/")}
+        shared = {name: tensor for name, tensor in self.initial.tensors.items() if kind_of(name) not in self.personal}
         return replace(self.initial, tensors=shared)
 
     def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -205,13 +206,23 @@ class Model:
         return int((logits.argmax(axis=1) == labels[rows]).sum()), float(losses)
 
 
-def load_model(config: Config, label_names: Sequence[str], method: Method | None = None) -> Model:
+def untrained_personal(model: Model, rank: int) -> dict[str, Tensor]:
+    """Return what is personal, by name, as every client has it before any training, at a rank from 0."""
+    start = model.initial
+    if rank and model.personal.intersection(RANK_AXIS):
+        start = model.method.resize(start, rank, distribution="svd", seed=model.config.run.seed, round=1)
+    return {name: tensor.clone() for name, tensor in start.only(*model.personal).items()}
+
+
+def load_model(
+    config: Config, label_names: Sequence[str], method: Method | None = None, rule: Rule | None = None
+) -> Model:
     """Load the encoder that the settings name and attach its adapters.
 
     Args:
         config: the settings; the model's own are the same with nothing left to the machine or the data.
         label_names: the classes.
-        method: an adapter method of one's own; None for the one that the settings name.
+        method, rule: an adapter method or an aggregation rule of one's own; None for the one that the settings name.
 
     Raises:
         InputError, ConfigError: settings that the model or the classes cannot meet.
@@ -242,7 +253,8 @@ def load_model(config: Config, label_names: Sequence[str], method: Method | None
     _check_sizes(config, shape)
     check_fits(config, shape)
     adapted = attach(encoder, method or method_of(config))
-    return Model(config, adapted, shape, initial(adapted, trained_head(adapted, config.model.head)))
+    personal = personal_kinds((rule or rule_of(config)).traits, config.model.head)
+    return Model(config, adapted, shape, initial(adapted, trained_head(adapted, config.model.head)), personal)
 
 
 def method_of(config: Config) -> Method:
@@ -257,7 +269,12 @@ def rule_of(config: Config) -> Rule:
     federation = config.federation
     pruning = {"gamma": federation.hetlora.gamma, "lambda": federation.hetlora.lambda_}
     trimming = {"fraction": federation.trimmed_mean.fraction}
-    rule = make_rule(federation.aggregation, {"merged_rank": federation.merged_rank, **pruning, **trimming})
+    choosing = {
+        "global_rank": federation.lora_a2.rank,
+        "learning_rate_ratio": federation.lora_a2.learning_rate_ratio,
+    }
+    values = {"merged_rank": federation.merged_rank, **pruning, **trimming, **choosing}
+    rule = make_rule(federation.aggregation, values)
     chosen = federation.server_optimizer
     settings = {} if chosen == "none" else getattr(federation, chosen).model_dump()
     return with_server_optimizer(rule, make_server_optimizer(chosen, settings))

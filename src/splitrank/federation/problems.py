@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from splitrank.config import Config
 from splitrank.errors import ConfigError
-from splitrank.federation.costs import round_workload
+from splitrank.federation.costs import at_global_rank, epochs_trained, round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.radio import gains, noise_w, sub_bands_hz
 from splitrank.federation.selection import Ledger, choice_of, num_chosen, selects
@@ -130,13 +130,16 @@ def measured_problem(
         turn, rule, merged: as for :func:`costs.round_workload`.
     """
     return _problem(
-        workload=measured_workload(
-            measured.seconds_per_sample,
-            measured.seconds_per_sample_per_rank,
-            measured.reference_frequency_hz,
-            texts.samples,
-            config.federation.local_epochs,
-            payload(config, shape, turn, rule, merged),
+        workload=at_global_rank(
+            measured_workload(
+                measured.seconds_per_sample,
+                measured.seconds_per_sample_per_rank,
+                measured.reference_frequency_hz,
+                texts.samples,
+                epochs_trained(config),
+                payload(config, shape, turn, rule, merged),
+            ),
+            config,
         ),
         uplink_bps=measured.uplink_bps,
         downlink_bps=measured.downlink_bps,

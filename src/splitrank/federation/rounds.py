@@ -161,7 +161,11 @@ def aggregate(state: State, starts: Starts, updates: Mapping[int, Update], rule:
 def _client_records(
     plan: Plan, problem: Problem, clients: Clients, updates: Mapping[int, Update], missed: Mapping[int, NoUpdate]
 ) -> list[ClientRecord]:
-    uplink_bits, downlink_bits = problem.workload.uplink_bits(plan.rank), problem.workload.downlink_bits(plan.rank)
+    sent = plan.rank.astype(np.float64)
+    for client, one in updates.items():
+        if one.rank_sent is not None:
+            sent[client] = one.rank_sent
+    uplink_bits, downlink_bits = problem.workload.uplink_bits(sent), problem.workload.downlink_bits(plan.rank)
     num_samples = clients.num_samples
     records = []
     for client, planned in enumerate(client_plans(plan, problem)):

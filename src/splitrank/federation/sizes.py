@@ -21,7 +21,7 @@ from splitrank.planning.costs.cost import Count, TrainedPart, total
 from splitrank.planning.costs.table import COSTS
 from splitrank.planning.flops import EncoderShape
 from splitrank.planning.workload import KNOWN_SHAPES, Payload, head_numbers
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, RuleTraits
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, RuleTraits, personal_kinds
 
 DEFAULT_NUM_LABELS = 4
 BITS_PER_FLOAT32 = 32.0
@@ -103,10 +103,17 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
         ConfigError: trained layers or a fixed rank that the encoder does not have.
     """
     placement.layer_indices(config.model.trained_layers, shape.num_layers)
-    fixed, cap = fixed_rank(config), rank_cap(config, shape)
+    fixed, cap, whole = fixed_rank(config), rank_cap(config, shape), global_rank(config)
+    if whole is not None and whole > (largest := _largest_rank(config, shape)):
+        what = "the smaller side of the smallest target map"
+        raise ConfigError([f"federation.lora-a2.rank must be at most {largest}, {what}, got {whole}"])
     if fixed is not None and fixed > cap:
         what = "the smaller side of the smallest target linear"
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
+
+
+def _rule_of(config: Config) -> RuleTraits:
+    return RULE_TRAITS[config.federation.aggregation]
 
 
 def trained_part(
@@ -123,7 +130,7 @@ def trained_part(
         rule: an aggregation rule of one's own; None for the one that the settings name.
         merged: frozen parts that run beside the adapters.
     """
-    adapter, rule = config.adapter, rule or RULE_TRAITS[config.federation.aggregation]
+    adapter, rule = config.adapter, rule or _rule_of(config)
     return TrainedPart(
         shape=shape,
         layers=placement.layer_indices(config.model.trained_layers, shape.num_layers),
@@ -144,29 +151,42 @@ def fixed_rank(config: Config) -> int | None:
 def rank_cap(config: Config, shape: EncoderShape) -> int:
     """Return the largest rank that means anything for the adapter method, or ``planner.max_rank`` if it is planned.
 
-    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1.
+    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1; where clients
+    choose slices of an adapter, its rank.
     """
-    largest = COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
+    largest = global_rank(config) or _largest_rank(config, shape)
     return largest if config.adapter.rank is not None else min(largest, config.planner.max_rank)
 
 
+def _largest_rank(config: Config, shape: EncoderShape) -> int:
+    return COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
+
+
+def global_rank(config: Config) -> int | None:
+    """Return the rank of the adapter of which clients choose slices, None under a rule where they do not."""
+    return config.federation.lora_a2.rank if "slices" in _rule_of(config).tags else None
+
+
 def adapter_numbers(config: Config, shape: EncoderShape, rule: RuleTraits | None = None) -> Count:
-    """Count the numbers of the whole adapter, of all kinds that are ever trained, without the head."""
+    """Count the numbers that a client is sent of the adapter each round, without the head."""
     counts = COSTS[config.adapter.method].numbers(trained_part(config, shape))
-    drawn = (rule or RULE_TRAITS[config.federation.aggregation]).drawn(counts)
-    return total(count for kind, count in counts.items() if kind not in drawn)
+    received = (rule or _rule_of(config)).received(counts)
+    return total(count for kind, count in counts.items() if kind in received)
 
 
-def head_numbers_sent(config: Config, shape: EncoderShape) -> int:
+def head_numbers_sent(config: Config, shape: EncoderShape, rule: RuleTraits | None = None) -> int:
     """Count the head's parameters that are sent each round."""
+    if "head" in personal_kinds(rule or _rule_of(config), config.model.head):
+        return 0
     return head_numbers(shape.hidden_size, config.model.num_labels or DEFAULT_NUM_LABELS, config.model.head)
 
 
-def shared_numbers(config: Config, shape: EncoderShape, part: TrainedPart) -> Count:
+def shared_numbers(config: Config, shape: EncoderShape, part: TrainedPart, rule: RuleTraits | None = None) -> Count:
     """Count the numbers that are trained in a turn and shared, the head's included."""
     counts = COSTS[config.adapter.method].numbers(part)
-    adapter = total(count for kind, count in counts.items() if kind in part.kinds)
-    return adapter + Count(head_numbers_sent(config, shape))
+    shared = part.kinds - (rule or _rule_of(config)).personal
+    adapter = total(count for kind, count in counts.items() if kind in shared)
+    return adapter + Count(head_numbers_sent(config, shape, rule))
 
 
 def payload(
@@ -178,18 +198,23 @@ def payload(
 ) -> Payload:
     """Return the numbers that go up and down in a turn, head included where it is sent.
 
-    Up goes what is trained in this turn; down goes all but the kinds that everybody draws from the seed, and of merged
-    parts what a client lacks. With ``workload.model = "paper"`` a number has ``workload.bits_per_parameter`` bits, and
-    the head counts only on demand.
+    Up goes what is trained in this turn, down all but the kinds that everybody draws from the seed, and of merged parts
+    what a client lacks; what stays with its client goes neither way. Where clients choose slices, all of the adapter
+    goes down, whatever their ranks. With ``workload.model = "paper"`` a number has ``workload.bits_per_parameter``
+    bits, and the head counts only on demand.
     """
     part = trained_part(config, shape, turn, rule)
     counts = COSTS[config.adapter.method].numbers(part)
+    sent = (rule or _rule_of(config)).sent(counts, turn)
     is_paper = config.workload.model == "paper"
     counts_head = not is_paper or config.workload.count_head
-    head = Count(head_numbers_sent(config, shape)) if counts_head else Count()
+    head = Count(head_numbers_sent(config, shape, rule)) if counts_head else Count()
+    downlink, whole = adapter_numbers(config, shape, rule), global_rank(config)
+    if whole is not None:
+        downlink = Count(downlink.at(whole))
     return Payload(
-        uplink=total(count for kind, count in counts.items() if kind in part.kinds) + head,
-        downlink=adapter_numbers(config, shape, rule) + head,
+        uplink=total(count for kind, count in counts.items() if kind in sent) + head,
+        downlink=downlink + head,
         bits_per_number=config.workload.bits_per_parameter if is_paper else BITS_PER_FLOAT32,
         merged=merged.lacking,
     )

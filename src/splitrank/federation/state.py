@@ -20,7 +20,7 @@ class State:
         round: last finished round, 0 before training.
         turn: rounds aggregated so far; 0 while nothing was learnt. Rules that alternate go by it.
         adapter: the global adapter, with the head where it is shared.
-        local: client → its own tensors, trained but not shared, by name (``model.head = "local"``).
+        local: client → its own tensors, trained but not shared, by name.
         memory: what the rule keeps, by name.
         ledger: what the planner keeps, by name: float64 arrays. So it knows what it sent to whom; see :mod:`backlog`.
     """

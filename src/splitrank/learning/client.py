@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,7 +69,8 @@ class Update:
     The loss is the plain cross-entropy, without class weights or penalties, so it compares with other settings.
 
     ``personal`` stays on the client: tensors that are trained and not sent. ``wall`` is what the round really took on a
-    real machine, under names that contain ``wall``; ``notes`` is what else the record says of the client.
+    real machine, under names that contain ``wall``; ``notes`` is what else the record says of the client. ``rank_sent``
+    is the rank to which what it sent amounts, None for the planned one.
     """
 
     adapter: Adapter
@@ -78,6 +79,7 @@ class Update:
     personal: Mapping[str, Tensor]
     wall: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, bool] = field(default_factory=dict)
+    rank_sent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,8 @@ def train_epochs(
         RunError: the loss or a weight is no longer finite, or time ran out.
     """
     encoder, trained = adapted.encoder, list(parameters.values())
-    optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
+    groups = _by_rate(parameters, task.terms)
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
     draws = streams.generator(task.seed, "batches", task.round, task.client)
     epochs = [shuffled_batches(texts.lengths[rows], training.batch_size, draws) for _ in range(training.local_epochs)]
     batches = [rows[batch] for epoch in epochs for batch in epoch]
@@ -314,7 +317,8 @@ def train_epochs(
                     term.after_backward(parameters)
             torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
             for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * learning_rate_factor(training.schedule, step, num_steps)
+                rate = group["rate"] * training.learning_rate
+                group["lr"] = rate * learning_rate_factor(training.schedule, step, num_steps)
             optimizer.step()
             for part in partly:
                 part.after_step()
@@ -328,6 +332,15 @@ def train_epochs(
             f"{train_loss}; try a train.learning_rate below {training.learning_rate:g}"
         )
     return train_loss
+
+
+def _by_rate(parameters: Parameters, terms: Sequence[LocalTerms]) -> list[dict[str, Any]]:
+    """Return the parameters as AdamW wants them, those of one rate together: how many times the settings' it is."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        rate = math.prod((term.rate(name) for term in terms if term.rate), start=1.0)
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": some, "rate": rate} for rate, some in groups.items()]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from splitrank.federation.clients import NoUpdate
 from splitrank.federation.flower.messenger import Reply
 from splitrank.federation.flower.payload import is_count, is_finite
 from splitrank.federation.flower.personal import digest_record
+from splitrank.federation.slices import told_rule
 from splitrank.federation.wire import merged_digest, received_update, uplink
 from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule
@@ -54,6 +56,7 @@ def check_update(
     turn: int,
     num_samples: int,
     training: TrainingConfig,
+    rank: int | None = None,
     has_personal: bool = False,
 ) -> Update | NoUpdate:
     """Check an answer, and return its update; a :class:`NoUpdate` with one sentence where something is wrong with it.
@@ -65,6 +68,7 @@ def check_update(
         client, round, turn: what was asked of whom.
         num_samples: how many texts the client registered.
         training: how it was to train.
+        rank: of its plan, None for that of the start.
         has_personal: whether the client keeps a part to itself, of which it tells the digest.
     """
     if reply.failure is not None:
@@ -86,18 +90,21 @@ def check_update(
         return NoUpdate(f"rejected: merged_sha256 must be that of the merged parts sent, got {_shown(held)}")
     vector = torch.from_numpy(floats.copy())
     try:
+        rule, rank_sent = told_rule(header, start, rule, rank or start.rank, turn)
         update = received_update(header, vector, start, rule, client, turn)
     except InputError as error:
         return NoUpdate(f"rejected: {error}")
     if not bool(torch.isfinite(vector).all()):
         return NoUpdate("rejected: an update must be finite, got NaN or infinity")
-    before = to_vector(uplink(start, rule, client, turn))
+    asked = uplink(start, rule, client, turn)
+    before, fastest = to_vector(asked), max(map(rule.terms.rate, asked), default=1.0) if rule.terms.rate else 1.0
+    training = replace(training, learning_rate=fastest * training.learning_rate)
     moved, bound = float((vector - before).norm()), norm_bound(before, num_samples, training)
     if not moved <= bound:
         return NoUpdate(f"rejected: an update may move by {bound:.4g} at most (AdamW's own bound), got {moved:.4g}")
     personal = digest_record(round, digest) if has_personal and isinstance(digest, str) else {}
     lost = {"personal_lost": True} if header.get("personal_lost") is True else {}
-    return Update(update, float(loss), samples, personal, notes=lost)
+    return Update(update, float(loss), samples, personal, notes=lost, rank_sent=rank_sent)
 
 
 def _shown(value: Any) -> str:

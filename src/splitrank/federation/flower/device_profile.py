@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from splitrank.federation.flower.links import KEPT_ROUNDS
 from splitrank.federation.flower.payload import is_finite
-from splitrank.federation.model import Model
+from splitrank.federation.model import Model, untrained_personal
 from splitrank.federation.per_client import per_client
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.aggregation.rule import Rule
@@ -154,7 +154,8 @@ def profile_device(
     taken_s = []
     for rank in ranks:
         adapter = model.method.resize(initial.adapter, rank, distribution="svd", seed=model.config.run.seed, round=0)
-        task = model.task(adapter, initial, rule, client)
+        state = replace(initial, local={client: untrained_personal(model, rank)}) if model.personal else initial
+        task = model.task(adapter, state, rule, client)
         model.train(task, texts, some, labels)  # warms up
         times: list[float] = []
         while sum(times) < _LEAST_S or len(times) < _LEAST_TIMES:

@@ -132,19 +132,21 @@ class FlowerClients:
         requests = []
         for client, start in starts.of.items():
             more, floats = _message(start, self.rule, held_rows(state, client), state.turn)
-            header = self._order(plan, client, state, wait_s) | more
+            header = self._order(plan, client, state, wait_s) | {"rank": start.rank} | more
             requests.append((self.roster.present[client].node, (header, floats)))
         replies = self.messenger.exchange(requests, MessageType.TRAIN, group=str(state.round + 1), wait_s=wait_s)
         results: dict[int, Update | NoUpdate] = {}
         for (client, start), (_, (_, floats)), reply in zip(starts.of.items(), requests, replies, strict=True):
-            results[client] = self._checked(client, reply, start, state)
+            results[client] = self._checked(client, reply, start, state, int(plan.rank[client]))
             observe(self.roster, client, reply, results[client], state.round + 1, len(floats) * BITS_PER_FLOAT32)
         return results
 
     def _order(self, plan: Plan, client: int, state: State, wait_s: float) -> Header:
         """Return the request for an update; a client that plans for itself finds its own frequency from its link."""
         measures = self.roster.measures
-        order: dict[str, Any] = {"round": state.round + 1, "rank": int(plan.rank[client]), "measure": measures}
+        order: dict[str, Any] = {"round": state.round + 1, "measure": measures}
+        if self.rule.choose is not None:
+            order["num_slices"] = int(plan.rank[client])
         order.update(link=None, frequency_hz=None, planned_s=None, stop_after_s=wait_s)
         order |= personal_order(state, client)
         if measures:
@@ -160,12 +162,12 @@ class FlowerClients:
 
     def evaluate(self, state: State) -> Evaluation:
         """Evaluate the state on the server's test texts, or where something is personal on the clients' own."""
-        if self.config.model.head != "local":
+        if not self.model.personal:
             class_counts = unequal_class_counts(self.partition)
             return self.model.evaluate(self.test_outputs, self.data.test_labels, self.test_rows, state, class_counts)
         return evaluate_on_clients(self.roster, self.rule, state)
 
-    def _checked(self, client: int, reply: Reply, start: Adapter, state: State) -> Update | NoUpdate:
+    def _checked(self, client: int, reply: Reply, start: Adapter, state: State, rank: int) -> Update | NoUpdate:
         """Return the update, or why there is none, with what the round really took."""
         node = self.roster.present[client]
         checked = check_update(
@@ -177,7 +179,8 @@ class FlowerClients:
             turn=state.turn,
             num_samples=node.amounts[0],
             training=self.model.local_training,
-            has_personal=self.config.model.head == "local",
+            rank=rank,
+            has_personal=bool(self.model.personal),
         )
         if isinstance(checked, NoUpdate):
             _LOG.info(f"Round {state.round + 1}, client {client}: {checked.reason}")
@@ -282,8 +285,8 @@ def connect(
         RunError: too few clients joined in time.
     """
     dealt = partition_of(config, data)
-    model = load_model(config, data.label_names)
     rule = rule or rule_of(config)
+    model = load_model(config, data.label_names, rule=rule)
     check_rule(rule, model.method, config)
     if rule != rule_of(config):
         check_counts(rule, model)

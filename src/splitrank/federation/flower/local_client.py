@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from splitrank.errors import InputError
-from splitrank.federation.costs import round_workload
+from splitrank.federation.costs import epochs_trained, round_workload
 from splitrank.federation.flower.device_profile import DeviceProfile, at_frequency, read_energy_j
 from splitrank.federation.flower.prepared import Prepared
 from splitrank.federation.flower.requests import ClockPlan, PlanRequest, TrainRequest
 from splitrank.federation.problems import Measured, measured_problem, round_problem
+from splitrank.federation.slices import rule_of_client
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter
+from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import Throttle, Update
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, subproblem
@@ -39,12 +41,14 @@ class TrainResult:
 
     Attributes:
         update: the trained adapter, with the client's own part.
+        rule: as it held for the client in this round.
         busy_s: time of one core, over those that trained [s].
         energy_j: what the machine's own counters say [J], None where it has none.
         machine: what is now known of the machine, None where budgets are simulated.
     """
 
     update: Update
+    rule: Rule
     busy_s: float
     energy_j: float | None
     machine: DeviceProfile | None
@@ -116,7 +120,8 @@ class LocalClient:
         Raises:
             RunError: that time is over.
         """
-        model, share, rank = self.prepared.model, self.prepared.training, request.start.rank
+        model, share, rank = self.prepared.model, self.prepared.training, request.rank
+        own = share.outputs, share.rows[self.client], share.labels
         estimate = self.prepared.estimate(self.client) if request.plan else None
         plan = self._own_plan(request.plan, rank) if isinstance(request.plan, PlanRequest) else request.plan
         _LOG.info(f"Round {request.round}: training at rank {rank}.")
@@ -128,13 +133,18 @@ class LocalClient:
             slowdown = estimate.measured.reference_frequency_hz / plan.frequency_hz if estimate and plan else 1.0
             if plan and not is_set:
                 throttle.slowdown, throttle.planned_s = slowdown, plan.compute_s
-            update = model.train(task, share.outputs, share.rows[self.client], share.labels, throttle=throttle)
-        trained_s, after_j = time.monotonic() - before_s - throttle.rested_s, read_energy_j()
+            epochs = epochs_trained(model.config)
+            trial = replace(throttle, planned_s=throttle.planned_s / epochs)
+            rule = rule_of_client(model, self.prepared.rule, task, rank, *own, throttle=trial)
+            throttle.planned_s *= model.config.federation.local_epochs / epochs
+            update = model.train(replace(task, select=rule.select), *own, throttle=throttle)
+        trained_s, after_j = time.monotonic() - before_s - throttle.rested_s - trial.rested_s, read_energy_j()
         if estimate:
-            num_samples = update.num_samples * model.config.federation.local_epochs
-            estimate.observe(trained_s / slowdown if is_set else trained_s, rank, num_samples)
+            num_samples = update.num_samples * epochs
+            estimate.observe(trained_s / slowdown if is_set else trained_s, request.start.rank, num_samples)
         return TrainResult(
             update,
+            rule,
             busy_s=(time.process_time() - before_cpu_s) / torch.get_num_threads(),
             energy_j=None if before_j is None or after_j is None else max(0.0, after_j - before_j),
             machine=estimate.machine if estimate else None,

@@ -103,7 +103,7 @@ def prepare(
     """
     if own is None:
         config = config_from(flatten(settings))
-        model = _same_model(config, labels, trunk_sha256)
+        model = _same_model(config, labels, trunk_sha256, rule)
         training, test = _shards(config, model, labels)
     else:
         # Which file and which columns is the client's to say alone: a server that could name them could read them.
@@ -116,7 +116,7 @@ def prepare(
                 f"client must be below the server's federation.num_clients = {config.federation.num_clients}, "
                 f"got {own.client}"
             )
-        model = _same_model(config, labels, trunk_sha256)
+        model = _same_model(config, labels, trunk_sha256, rule)
         try:
             training, test = _own_texts(config, model, labels, own.client)
         except InputError as error:
@@ -126,9 +126,9 @@ def prepare(
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())
 
 
-def _same_model(config: Config, labels: list[str], trunk_sha256: str) -> Model:
+def _same_model(config: Config, labels: list[str], trunk_sha256: str, rule: Rule | None) -> Model:
     """Load the model of a request's settings, if its frozen weights are the server's."""
-    model = load_model(config, labels)
+    model = load_model(config, labels, rule=rule)
     found = model.encoder.trunk_digest
     if trunk_sha256 != found:
         raise InputError(
@@ -147,7 +147,7 @@ def _shards(config: Config, model: Model, labels: list[str]) -> tuple[Share, Sha
     assert dealt is not None
     outputs = model.prepare(model.tokenize(data.train_texts), "training texts")
     training = Share(outputs, data.train_labels, dict(enumerate(dealt.rows)))
-    if config.model.head != "local":
+    if not model.personal:
         return training, None
     tests = dict(enumerate(shares_to_test_on(config, data, dealt)))
     nothing = np.zeros(0, dtype=np.int64)
@@ -169,10 +169,10 @@ def _own_texts(config: Config, model: Model, labels: list[str], client: int) -> 
     )
     train, _, origin = read("train")
     test = Split([], train.labels[:0])
-    if config.model.head == "local" and has_test_split(table.path):
+    if model.personal and has_test_split(table.path):
         test, _, tested = read("test")
         origin = replace(origin, test=tested.test)
-    elif config.model.head == "local":
+    elif model.personal:
         held_out = hold_out(train.labels, config.client.test_share, config.run.seed, str(table.path))
         test = train.select(held_out)
         train = train.select(np.setdiff1d(np.arange(len(train.texts)), held_out))
@@ -180,7 +180,7 @@ def _own_texts(config: Config, model: Model, labels: list[str], client: int) -> 
     train_ids, test_ids = model.tokenize(train.texts), model.tokenize(test.texts)
     model.measure(announced(text_data(train, test, labels, str(table.path), origin)), train_ids, test_ids)
     training = _whole(model, train_ids, train.labels, client, "training texts")
-    if config.model.head != "local":
+    if not model.personal:
         return training, None
     return training, _whole(model, test_ids, test.labels, client, "test texts")
 

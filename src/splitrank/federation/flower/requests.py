@@ -19,7 +19,7 @@ from splitrank.federation.backlog import placed
 from splitrank.federation.flower.payload import Floats, Header, is_count, is_finite
 from splitrank.federation.flower.personal import PersonalStore
 from splitrank.federation.flower.prepared import Prepared
-from splitrank.federation.sizes import MergedParts, rank_cap
+from splitrank.federation.sizes import MergedParts, global_rank, rank_cap
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.traits import MERGED_KINDS
 
@@ -75,6 +75,7 @@ class TrainRequest:
     Attributes:
         round, turn: of the round, and rounds aggregated before it.
         start: the adapter to start from.
+        rank: of the plan: the start's, or as many slices of each linear as may be sent where the client chooses them.
         personal: the client's own part to start from, by name.
         personal_lost: whether the part that was asked for is lost, so that this one is new.
         personal_round: the round of the part that was asked for, 0 for none.
@@ -86,6 +87,7 @@ class TrainRequest:
     round: int
     turn: int
     start: Adapter
+    rank: int
     personal: Mapping[str, Tensor]
     personal_lost: bool
     personal_round: int
@@ -128,6 +130,7 @@ def read_train_request(prepared: Prepared, client: int, header: Header, floats: 
         round=_count(header, "round"),
         turn=_count(header, "turn"),
         start=start,
+        rank=start.rank if prepared.rule.choose is None else _count(header, "num_slices", start.rank),
         personal=personal,
         personal_lost=is_lost,
         personal_round=_count(header, "personal_round"),
@@ -144,7 +147,8 @@ def read_start(prepared: Prepared, client: int, header: Header, floats: Floats) 
         LostMergedError: the client does not have the merged parts that the server takes it to have.
     """
     model, rule = prepared.model, prepared.rule
-    rank, turn = _count(header, "rank", rank_cap(model.config, model.shape)), _count(header, "turn")
+    largest = global_rank(model.config) or rank_cap(model.config, model.shape)
+    rank, turn = _count(header, "rank", largest), _count(header, "turn")
     vector, like = torch.from_numpy(floats.copy()), prepared.initial.adapter
     kept = PersonalStore.of(header.get("run"), client).read_merged() if header.get("merged") else {}
     seed = model.config.run.seed

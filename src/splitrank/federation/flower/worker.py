@@ -35,6 +35,7 @@ from splitrank.federation.flower.requests import (
     read_start,
     read_train_request,
 )
+from splitrank.federation.slices import slices_header
 from splitrank.learning.adapters.adapter import to_vector
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.device import resolve_device
@@ -123,7 +124,7 @@ class Worker:
         acknowledged = keep_merged(request.start, client.client, header)
         result = client.train(request, stop_at_s=started_s + request.stop_after_s)
         update, machine = result.update, result.machine
-        sent = wire.uplink(update.adapter, client.prepared.rule, client.client, request.turn)
+        sent = wire.uplink(update.adapter, result.rule, client.client, request.turn)
         answer = {
             "kind": "update",
             "client": client.client,
@@ -136,6 +137,7 @@ class Worker:
             "machine": None if client.is_private or machine is None else machine.to_json(),
             **acknowledged,
             **wire.header(sent, request.turn),
+            **slices_header(result.rule),
         }
         if update.personal:
             store = PersonalStore.of(header.get("run"), client.client)

@@ -29,7 +29,8 @@ def resize_factors(
     first r directions. Not in the paper, which trains one fixed rank.
 
     Args:
-        adapter: the adapter to resize; tensors other than its factors stay as they are.
+        adapter: the adapter to resize; tensors other than its factors stay as they are. Where B stays with the
+            clients A can only grow.
         rank: new rank r, at least 1.
         scaling: s at the new rank, > 0; B is multiplied by s_old/s_new.
         distribution: ``"svd"``, whose new directions come from the stream (seed, path, round); or ``"prefix"``, where
@@ -41,7 +42,7 @@ def resize_factors(
     lora_B = adapter.of_kind("lora_B")
     resized: dict[str, Tensor] = {}
     for path, a in adapter.of_kind("lora_A").items():
-        b = lora_B[path]
+        b = lora_B.get(path, a.new_zeros(0, adapter.rank))  # of no rows where it stays with the clients
         if rank < adapter.rank:
             a, b = shrink(a, b, rank) if distribution == "svd" else (a[:rank], b[:, :rank])
         missing = rank - a.shape[0]
@@ -54,7 +55,8 @@ def resize_factors(
         resized[f"lora_A/{path}"] = torch.cat([a, rows.to(a.dtype)], dim=0)
         if scaling != adapter.scaling:
             b = b * (adapter.scaling / scaling)
-        resized[f"lora_B/{path}"] = torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
+        if path in lora_B:
+            resized[f"lora_B/{path}"] = torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
     return Adapter(rank, scaling, {**adapter.tensors, **resized})
 
 

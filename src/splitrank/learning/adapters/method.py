@@ -35,10 +35,12 @@ class LocalTerms:
     Attributes:
         penalty: (parameters by name, the adapter started from) → a term of the loss.
         after_backward: called with the parameters by name, their gradients set and not clipped yet.
+        rate: name of a parameter → its learning rate over that of the settings, > 0.
     """
 
     penalty: Callable[[Parameters, Adapter], Tensor] | None = None
     after_backward: Callable[[Parameters], None] | None = None
+    rate: Callable[[str], float] | None = None
 
 
 NO_TERMS = LocalTerms()

@@ -2,6 +2,6 @@
 
 ``rule`` (what a rule is, and weighted means) · ``distribute`` (from the global adapter to each client's start) ·
 ``slices`` (sums over clients of unequal ranks) · ``fedavg``, ``ffa``, ``flexlora``, ``fedex``, ``flora``, ``fedsvd``,
-``raflora``, ``hetlora``, ``robust`` (median, trimmed mean) · ``truncated`` (a limit to merged parts) · ``rules`` (the
-table).
+``raflora``, ``hetlora``, ``rolora``, ``fedsa``, ``lora_a2``, ``robust`` (median, trimmed mean) ·
+``truncated`` (a limit to merged parts) · ``rules`` (the table).
 """

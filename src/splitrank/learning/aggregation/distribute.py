@@ -25,6 +25,7 @@ def distribute(
 
     With one rank for all, every client starts from the same adapter. Otherwise a client gets the first directions of
     the whole, which ``"svd"`` has put into falling order, so that what it lacks is the whole's rest to the last bit.
+    Where clients choose slices, all get the whole, at the rule's rank.
 
     Args:
         adapter: the global adapter after the last round.
@@ -35,13 +36,15 @@ def distribute(
         seed, round: key of the streams of new directions.
     """
 
-    largest = max(ranks.values())
+    largest = rule.global_rank or max(ranks.values())
     if keeps_largest:
         largest = max(largest, adapter.rank)
     distribution = rule.traits.distribution
     whole = method.resize(adapter, largest, distribution=distribution, seed=seed, round=round)
     if rule.prepare is not None:
         whole = rule.prepare(whole)
+    if "slices" in rule.traits.tags:
+        return Starts(whole, dict.fromkeys(ranks, whole))
     if distribution == "svd" and min(ranks.values()) < largest:
         whole = in_falling_order(whole)
     by_rank = {

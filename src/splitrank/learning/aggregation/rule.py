@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,6 +67,9 @@ class Rule:
         terms: what it adds to a client's steps.
         prepare: global adapter, at a round's rank → the same products as the rule wants to send them.
         kept_rank: (a client's start, what it trained) → how many of its directions it keeps for good.
+        choose: (a client's start, what a trial epoch made of it, the kind of factor trained, its rank) → the slices
+            that it trains, path → directions.
+        global_rank: the rank of the adapter that every client is sent, where the clients' ranks are numbers of slices.
 
     Raises:
         InputError: one line for each attribute of another type.
@@ -79,6 +82,8 @@ class Rule:
     terms: LocalTerms = NO_TERMS
     prepare: Callable[[Adapter], Adapter] | None = None
     kept_rank: Callable[[Adapter, Adapter], int] | None = None
+    choose: Callable[[Adapter, Adapter, str, int], Mapping[str, Sequence[int]]] | None = None
+    global_rank: int | None = None
 
     def __post_init__(self) -> None:
         combine: object = self.combine

@@ -13,13 +13,16 @@ from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.method import LocalTerms
 from splitrank.learning.aggregation.fedavg import fedavg
 from splitrank.learning.aggregation.fedex import fedex
+from splitrank.learning.aggregation.fedsa import fedsa
 from splitrank.learning.aggregation.fedsvd import fedsvd, with_orthonormal_rows
 from splitrank.learning.aggregation.ffa import ffa
 from splitrank.learning.aggregation.flexlora import flexlora
 from splitrank.learning.aggregation.flora import flora
 from splitrank.learning.aggregation.hetlora import SelfPruning, TailPenalty, hetlora
+from splitrank.learning.aggregation.lora_a2 import FactorRate, choose_slices, lora_a2
 from splitrank.learning.aggregation.raflora import raflora
 from splitrank.learning.aggregation.robust import TrimmedMean, median
+from splitrank.learning.aggregation.rolora import rolora
 from splitrank.learning.aggregation.rule import Combine, Rule
 from splitrank.learning.aggregation.truncated import with_merged_rank
 from splitrank.traits import RULE_TRAITS
@@ -33,6 +36,9 @@ _COMBINE: dict[str, Combine] = {
     "fedsvd": fedsvd,
     "raflora": raflora,
     "hetlora": hetlora,
+    "rolora": rolora,
+    "fedsa": fedsa,
+    "lora-a2": lora_a2,
     "median": median,
     "trimmed-mean": TrimmedMean(0.2),
 }
@@ -59,11 +65,17 @@ def _trimming(rule: Rule, values: Mapping[str, Any]) -> Rule:
     return replace(rule, combine=TrimmedMean(values["fraction"]))
 
 
+def _choosing(rule: Rule, values: Mapping[str, Any]) -> Rule:
+    terms = LocalTerms(rate=FactorRate(values["learning_rate_ratio"]))
+    return replace(rule, terms=terms, choose=choose_slices, global_rank=values["global_rank"])
+
+
 _WITH_SETTINGS: dict[str, Callable[[Rule, Mapping[str, Any]], Rule]] = {
     "fedex": _merging,
     "flora": _merging,
     "hetlora": _pruning,
     "trimmed-mean": _trimming,
+    "lora-a2": _choosing,
 }
 
 
