@@ -11,16 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitrank.planning.limits import UNITS, binding, shortfalls
 from splitrank.planning.plan import OPTIMAL_SOLVERS, make_plan, plan_json
 from splitrank.planning.problem import (
-    UNITS,
-    binding,
     downlink_s,
     energy_j,
     feasible,
     frequency_range_hz,
     latency_s,
-    shortfalls,
     uplink_s,
 )
 from splitrank.planning.solvers.exact import exact

@@ -137,6 +137,17 @@ def _planning(config: Config) -> Iterable[str]:
         )
     if config.planner.where == "client" and config.planner.method == "random-frequency":
         yield 'planner.where must be "server" for planner.method = "random-frequency", a baseline, got "client"'
+    if config.planner.where == "client" and config.planner.bandwidth == "joint":
+        yield (
+            'planner.where must be "server" for planner.bandwidth = "joint", where one client\'s sub-band depends on '
+            'what the others need, got "client"'
+        )
+    is_measured = config.workload.model == "measured" and config.client.seconds_per_sample is None
+    if is_measured and config.planner.bandwidth == "joint":
+        yield (
+            'planner.bandwidth must be "equal" where machines and links are measured, whose band nobody can share out, '
+            'got "joint"; leave it out'
+        )
 
 
 def _measured_numbers(config: Config) -> Iterable[str]:

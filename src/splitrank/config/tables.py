@@ -300,7 +300,9 @@ class RadioTable(Table):
     """The links. Powers in W, gains and noise linear; only the noise density and figure are in dB."""
 
     bandwidth_hz: PositivePerClient | None = Field(None, description="each client's sub-band")
-    total_bandwidth_hz: Positive | None = Field(None, description="a band that the clients share equally")
+    total_bandwidth_hz: Positive | None = Field(
+        None, description="a band that the clients share, see `planner.bandwidth`"
+    )
     uplink_power_w: PositivePerClient = Field(Uniform(low=0.02, high=0.1), description="transmit power of a client")
     downlink_power_w: PositivePerClient = Field(1.0, description="transmit power towards a client")
     large_scale_gain: Annotated[PositivePerClient | None, _DRAWS_GAINS] = Field(
@@ -370,6 +372,13 @@ class PlannerTable(Table):
     )
     where: Literal["server", "client"] = Field(
         "server", description='`"client"`, through Flower: each client plans for itself and tells only its largest rank'
+    )
+    bandwidth: Annotated[
+        Literal["equal", "joint"], given("radio.total_bandwidth_hz"), other_than("planner.method", "random-frequency")
+    ] = Field(
+        "equal",
+        description='how the clients share `radio.total_bandwidth_hz`: in equal shares, or `"joint"`: together with '
+        "the rank, so that whoever needs more of the band gets more",
     )
 
 

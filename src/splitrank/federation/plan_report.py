@@ -51,7 +51,7 @@ def plan_report(config: Config, round: int) -> Report:
     plan = plan_round(config, problem, round, require_all=True)
     report = plan_json(plan, problem)
     numbers = adapter_numbers(config, shape)
-    clients = report.pop("clients")
+    clients, gap = report.pop("clients"), report.pop("gap", None)
     prepared = preparation(config, shape, texts)
     for index, client in enumerate(clients):
         client["samples"] = int(texts.samples[index])
@@ -60,6 +60,8 @@ def plan_report(config: Config, round: int) -> Report:
         if prepared is not None:
             client["preparation_s"] = float(prepared.seconds[index])
             client["preparation_j"] = float(prepared.joules[index])
+        if "bandwidth_hz" in client:
+            client["bandwidth_hz"] = client.pop("bandwidth_hz")  # the youngest comes last
     plain: Report = finite(
         {
             **report,
@@ -72,6 +74,7 @@ def plan_report(config: Config, round: int) -> Report:
             **({"adapter_parameters_constant": numbers.constant} if numbers.constant else {}),
             **(_able(config, round) if plan.status == "infeasible" else {}),
             **({"selection": config.federation.selection} if chooses else {}),
+            **({} if gap is None else {"gap": gap}),
         }
     )
     return plain
@@ -111,7 +114,9 @@ def plan_lines(report: Report) -> Iterator[str]:
     yield f"counted for {counted} texts per client (client.samples) and {report['num_labels']} classes"
     energy_budgets = {client["energy_budget_j"] for client in clients}
     budgets_differ = len(energy_budgets) > 1
+    is_shared = any("bandwidth_hz" in client for client in clients)
     columns = [*_COLUMNS[:1], *(["rank"] if ranks_differ else []), *_COLUMNS[1:], *(["budget J"] * budgets_differ)]
+    columns += ["kHz"] * is_shared
     latency_budget_s = clients[0]["latency_budget_s"]
     energy = "an energy budget of its own" if budgets_differ else _budget(energy_budgets.pop(), "J", "energy")
     limits = f"{_budget(latency_budget_s, 's', 'time')} and {energy} per client"
@@ -129,6 +134,7 @@ def plan_lines(report: Report) -> Iterator[str]:
             _cell(client["frequency_hz"], 1e9, 3),
             *(_cell(client[key]) for key in ("compute_s", "uplink_s", "downlink_s", "latency_s", "energy_j")),
             *([_cell(client["energy_budget_j"], none="no limit")] if budgets_differ else []),
+            *([_cell(client.get("bandwidth_hz"), 1e3)] if is_shared else []),
         ]
         cells = "".join(f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
         yield f"{cells}  {client['binding']}"
@@ -169,6 +175,8 @@ def _headlines(report: Report, ranks: list[int]) -> Iterator[str]:
         yield f"no rank to choose ({how})"
     elif report["rank"] is None:
         yield f"a rank for each client: {ranks[0]} to {ranks[-1]} ({how})"
+        if "gap" in report:
+            yield f"the sum of log(1 + rank) is at most {report['gap']:.2g} below the best"
     else:
         whom = "the chosen" if "selection" in report else "all"
         yield f"rank {report['rank']} for {whom} ({'fixed by adapter.rank' if report['rank_is_fixed'] else how})"

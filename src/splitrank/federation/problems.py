@@ -54,7 +54,8 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
 
     Args:
         require_all: whether all clients must take part. Otherwise a broadcast runs at the rate of the slowest client
-            that could take part at its own rate, chosen or not; one that could not even so holds nobody up.
+            that could take part at its own rate, chosen or not; one that could not even so holds nobody up. Where the
+            band is shared together with the rank the plan finds the slowest participant.
     """
     radio, client, budget = config.radio, config.client, config.budget
     bandwidth_hz = sub_bands_hz(config)
@@ -67,6 +68,18 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
     if radio.downlink == "broadcast" and radio.total_bandwidth_hz is not None and selects(config):
         # The whole band is that of as many as take part, not of all.
         downlink_bps *= num_chosen(config) / config.federation.num_clients
+    band = None
+    if radio.total_bandwidth_hz is not None:
+        band = link.Band(
+            radio.total_bandwidth_hz,
+            num_chosen(config),
+            uplink_gain * uplink_power_w / uplink_noise_w,
+            downlink_gain * _alike(downlink_power_w) / downlink_noise_w,
+            is_broadcast=radio.downlink == "broadcast",
+        )
+    if is_joint := config.planner.bandwidth == "joint":
+        assert band is not None
+        downlink_bps = band.downlink_bps(bandwidth_hz)
     problem = _problem(
         workload=workload,
         uplink_bps=link.shannon_bps(bandwidth_hz, uplink_gain, uplink_power_w, uplink_noise_w),
@@ -79,14 +92,20 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
         **_ranks(config, shape),
         latency_budget_s=budget.latency_s,
         latency_margin=config.planner.latency_margin,
+        band=band,
     )
-    if radio.downlink == "unicast":
+    if radio.downlink == "unicast" or is_joint:
         return problem
     heard = feasible(problem, problem.rank_floor)
     if require_all or not heard.any():
         heard = np.ones_like(heard)
     slowest_bps = problem.downlink_bps[heard].min()
     return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
+
+
+def _alike(power_w: FloatArray) -> FloatArray:
+    """Return the power of a sub-band where the server spreads all its power evenly over the band."""
+    return power_w if np.all(power_w == power_w[0]) else np.full_like(power_w, power_w.mean())
 
 
 @dataclass(frozen=True)
@@ -190,10 +209,11 @@ def plan_round(
         method=planner.method,
         frequency_policy=planner.frequency_policy,
         rank_policy=planner.rank_policy,
+        bandwidth=planner.bandwidth,
         frequency_hz=frequency_hz,
         told_max_rank=told_max_rank,
     )
     if not selects(config):
         return make(require_all=require_all)
-    choice = choice_of(config, make(require_all=False), ledger, round)
+    choice = choice_of(config, make(bandwidth="equal", require_all=False), ledger, round)
     return replace(make(require_all=False, chosen=choice.chosen), reasons=choice.reasons)

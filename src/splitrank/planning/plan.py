@@ -5,26 +5,31 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitrank.planning.bandwidth import (
+    Allocation,
+    Shares,
+    allocate,
+    at_bands,
+    common_rank_shares,
+)
+from splitrank.planning.bandwidth_per_client import per_client_shares
+from splitrank.planning.limits import UNITS, Shortfalls, band_shortfalls, binding, shortfalls
 from splitrank.planning.problem import (
-    UNITS,
     BoolArray,
     FloatArray,
     IntArray,
     Problem,
-    Shortfalls,
-    binding,
     compute_s,
     downlink_s,
     energy_j,
     frequency_range_hz,
     latency_s,
-    shortfalls,
     uplink_s,
 )
 from splitrank.planning.solvers.bisection import bisection
@@ -36,8 +41,14 @@ from splitrank.records import ClientPlan, Shortfall
 Method = Literal["exact", "bisection", "branch-and-bound", "random-frequency"]
 FrequencyPolicy = Literal["least-energy", "least-latency"]
 RankPolicy = Literal["common", "per-client"]
+Bandwidth = Literal["equal", "joint"]
 
-_CHOICES = {"method": Method, "frequency_policy": FrequencyPolicy, "rank_policy": RankPolicy}
+_CHOICES = {
+    "method": Method,
+    "frequency_policy": FrequencyPolicy,
+    "rank_policy": RankPolicy,
+    "bandwidth": Bandwidth,
+}
 
 OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": branch_and_bound}
 
@@ -67,6 +78,10 @@ class Plan:
         shortfalls: what blocks each client that cannot take part, and by how much.
         chosen: clients that were asked to take part; None where all are.
         reasons: what decided for or against each client; empty where all are asked.
+        bandwidth_hz: sub-band [Hz] where the band is shared together with the rank; NaN where it is not, and where the
+            client does not take part. Rates and ``max_rank`` are those of the sub-band.
+        gap: where ranks differ and the band is shared with them, how much larger Σ log(1 + r) could at most be; 0 for
+            an optimum.
     """
 
     status: Literal["optimal", "feasible", "infeasible"]
@@ -86,6 +101,11 @@ class Plan:
     shortfalls: Shortfalls
     chosen: BoolArray | None = None
     reasons: tuple[str, ...] = ()
+    bandwidth_hz: FloatArray = field(default_factory=lambda: np.full((), np.nan))
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bandwidth_hz", np.broadcast_to(self.bandwidth_hz, self.rank.shape))
 
     @property
     def largest_rank(self) -> int:
@@ -124,6 +144,12 @@ def _broken_choices(problem: object, chosen: Mapping[str, str], told: Mapping[st
         problems.append(
             "frequency_policy must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'"
         )
+    if chosen["bandwidth"] == "joint":
+        if problem.band is None:
+            problems.append("bandwidth must be 'equal' for a problem without a band, got 'joint'; give it Problem.band")
+        if is_drawn or is_private:
+            what = "frequency_hz is drawn" if is_drawn else "told_max_rank stays with the clients"
+            problems.append(f"bandwidth must be 'equal' where {what}, got 'joint'")
     return problems
 
 
@@ -133,6 +159,7 @@ def make_plan(
     method: Method = "exact",
     frequency_policy: FrequencyPolicy = "least-energy",
     rank_policy: RankPolicy = "common",
+    bandwidth: Bandwidth = "equal",
     require_all: bool = True,
     frequency_hz: FloatArray | None = None,
     told_max_rank: IntArray | None = None,
@@ -178,6 +205,8 @@ def make_plan(
         frequency_policy: ``"least-energy"`` takes the lowest frequency that is in time, ``"least-latency"`` the
             highest that is within the energy budget; of no effect where frequencies are given or stay private.
         rank_policy: ``"common"`` gives all the rank that the weakest can do, ``"per-client"`` each its own.
+        bandwidth: ``"equal"`` takes the rates of the problem, ``"joint"`` shares its band together with the rank (see
+            `bandwidth`), or with a rank for each client (see `bandwidth_per_client`).
         require_all: whether a client that cannot do its rank floor makes the plan infeasible; otherwise it sits the
             round out.
         frequency_hz: drawn frequencies [Hz], shape (I,), for ``"random-frequency"`` and no other method.
@@ -197,26 +226,37 @@ def make_plan(
             there is no time limit.
     """
     is_private = told_max_rank is not None
-    choices = {"method": method, "frequency_policy": frequency_policy, "rank_policy": rank_policy}
+    choices = {
+        "method": method,
+        "frequency_policy": frequency_policy,
+        "rank_policy": rank_policy,
+        "bandwidth": bandwidth,
+    }
     problems = _broken_choices(
         problem, choices, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen}
     )
     if problems:
         raise ValueError("\n".join(problems))
+    everybody = np.ones(problem.num_clients, np.bool_)
+    asked, shared = everybody if chosen is None else chosen, None
+    if bandwidth == "joint":
+        whole_band, shared = problem, allocate(problem, asked, _SHARES[rank_policy], require_all=require_all)
+        problem = at_bands(problem, shared.bandwidth_hz)
     if told_max_rank is not None:
         max_rank = told_max_rank
     else:
         max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
 
     able = max_rank >= problem.rank_floor
-    everybody = np.ones_like(able)
-    asked = everybody if chosen is None else chosen
-    participants = np.zeros_like(able) if require_all and not np.all(able[asked]) else able & asked
+    if shared is not None:
+        participants, rank = shared.participants, shared.rank
+    else:
+        participants = np.zeros_like(able) if require_all and not np.all(able[asked]) else able & asked
+        allowed = np.minimum(max_rank, problem.rank_ceiling)
+        if rank_policy == "common":
+            allowed = np.broadcast_to(np.min(allowed, where=participants, initial=np.max(allowed)), allowed.shape)
+        rank = np.where(participants, allowed, 0)
     planned = bool(np.any(participants))
-    allowed = np.minimum(max_rank, problem.rank_ceiling)
-    if rank_policy == "common":
-        allowed = np.broadcast_to(np.min(allowed, where=participants, initial=np.max(allowed)), allowed.shape)
-    rank = np.where(participants, allowed, 0)
     at_rank = np.maximum(rank, 1)  # of clients that do not take part nothing is shown
 
     def taking_part(values: FloatArray) -> FloatArray:
@@ -226,8 +266,12 @@ def make_plan(
     low_hz, high_hz = (private, private) if is_private else frequency_range_hz(problem, at_rank)
     planned_hz = low_hz if frequency_policy == "least-energy" else high_hz
     chosen_hz = taking_part(planned_hz if frequency_hz is None else frequency_hz)
+    lacking = shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz)
+    if shared is not None:
+        lacking = _lacking_band(lacking, whole_band, shared)
+    is_optimal = method in OPTIMAL_SOLVERS and (shared is None or shared.is_optimal)
     return Plan(
-        status="infeasible" if not planned else "optimal" if method in OPTIMAL_SOLVERS else "feasible",
+        status="infeasible" if not planned else "optimal" if is_optimal else "feasible",
         method=method,
         rank=rank,
         participants=participants,
@@ -241,13 +285,30 @@ def make_plan(
         latency_s=latency_s(problem, at_rank, chosen_hz),
         energy_j=energy_j(problem, at_rank, chosen_hz),
         binding=np.full(problem.num_clients, "private") if is_private else binding(problem, max_rank, frequency_hz),
-        shortfalls=shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz),
+        shortfalls=lacking,
         chosen=chosen,
+        bandwidth_hz=np.full((), np.nan) if shared is None else shared.bandwidth_hz,
+        gap=0.0 if shared is None else shared.gap,
     )
+
+
+_SHARES: Mapping[RankPolicy, Shares] = {"common": common_rank_shares, "per-client": per_client_shares}
+
+
+def _lacking_band(found: Shortfalls, problem: Problem, shared: Allocation) -> Shortfalls:
+    """Return shortfalls where clients share a band: nobody that has a sub-band lacks anything."""
+    band, least_hz = problem.band, np.where(shared.participants, np.nan, shared.least_hz)
+    assert band is not None
+    if not np.any(least_hz > band.share_hz):
+        return found
+    on_whole_band = at_bands(problem, np.full(problem.num_clients, band.total_hz))
+    beyond = shortfalls(on_whole_band, problem.rank_floor, ~np.isinf(least_hz))
+    return band_shortfalls(found, beyond, least_hz, band.share_hz)
 
 
 def client_plans(plan: Plan, problem: Problem) -> list[ClientPlan]:
     """Return every client's part of a plan in plain Python types; a number that is not finite becomes None."""
+    problem = at_bands(problem, plan.bandwidth_hz)
 
     def number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
@@ -271,6 +332,7 @@ def client_plans(plan: Plan, problem: Problem) -> list[ClientPlan]:
             shortfall=_shortfall(plan.shortfalls, i),
             chosen=None if plan.chosen is None else bool(plan.chosen[i]),
             chosen_by=plan.reasons[i] or None if plan.reasons else None,
+            bandwidth_hz=number(plan.bandwidth_hz[i]),
         )
         for i in range(problem.num_clients)
     ]
@@ -294,4 +356,5 @@ def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
     The common rank is None where ranks differ. A client that cannot take part has a ``"shortfall"``.
     """
     clients = [client.to_json() for client in client_plans(plan, problem)]
-    return {"status": plan.status, "method": plan.method, "rank": plan.common_rank, "clients": clients}
+    gap = {"gap": plan.gap} if plan.gap else {}
+    return {"status": plan.status, "method": plan.method, "rank": plan.common_rank, "clients": clients, **gap}

@@ -192,6 +192,8 @@ def _draw_region(ax: Axes, region: Region, curves: PlanCurves) -> None:
         chosen_hz = plan.frequency_hz[region.client]
         ax.plot(chosen_rank, chosen_hz / 1e9, "o", label="chosen: $r^*$ and $f$", **_POINT)
         chosen = f"rank {chosen_rank} at {_ghz(chosen_hz)}"
+        if np.isfinite(band_hz := plan.bandwidth_hz[region.client]):
+            chosen += f", band {band_hz / 1e3:,.4g} kHz"
         ax.text(0.97, 0.05, chosen, transform=ax.transAxes, ha="right", bbox=_BACKING, zorder=4)
 
 
