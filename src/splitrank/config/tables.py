@@ -360,7 +360,9 @@ class PlannerTable(Table):
         "common", description='one rank for all, that of the weakest; `"per-client"`: each client\'s own largest'
     )
     frequency_policy: Annotated[
-        Literal["least-energy", "least-latency"], other_than("planner.method", "random-frequency")
+        Literal["least-energy", "least-latency"],
+        other_than("planner.method", "random-frequency"),
+        one_of("planner.objective", ("largest-rank",)),
     ] = Field(
         "least-energy",
         description="of the frequencies with which a client meets its budgets, the lowest or the highest; without "
@@ -379,6 +381,16 @@ class PlannerTable(Table):
         "equal",
         description='how the clients share `radio.total_bandwidth_hz`: in equal shares, or `"joint"`: together with '
         "the rank, so that whoever needs more of the band gets more",
+    )
+    objective: Annotated[
+        Literal["largest-rank", "least-energy", "least-latency"], other_than("planner.method", "random-frequency")
+    ] = Field(
+        "largest-rank",
+        description="what a plan is for: the largest rank that fits the budgets; or at rank `planner.min_rank`, or the "
+        'fixed one, `"least-energy"`: what all spend together, or `"least-latency"`: the time of the slowest',
+    )
+    min_rank: Annotated[Count, _HAS_RANK, _PLANS_RANK] = Field(
+        1, description="smallest rank at which a client takes part"
     )
 
 

@@ -44,7 +44,10 @@ def _problem(**quantities: Any) -> Problem:
 def _ranks(config: Config, shape: EncoderShape) -> dict[str, IntArray]:
     """Return the ranks between which the planner chooses; floor and ceiling are the fixed rank where there is one."""
     num_clients, cap, fixed = config.federation.num_clients, rank_cap(config, shape), fixed_rank(config)
-    ranks = {"rank_cap": cap} if fixed is None else {"rank_cap": cap, "rank_floor": fixed, "rank_ceiling": fixed}
+    floor = config.planner.min_rank if fixed is None else fixed
+    ranks = {"rank_cap": cap, "rank_floor": floor}
+    if fixed is not None:
+        ranks["rank_ceiling"] = fixed
     return {name: np.full(num_clients, rank, dtype=np.int64) for name, rank in ranks.items()}
 
 
@@ -210,6 +213,7 @@ def plan_round(
         frequency_policy=planner.frequency_policy,
         rank_policy=planner.rank_policy,
         bandwidth=planner.bandwidth,
+        objective=planner.objective,
         frequency_hz=frequency_hz,
         told_max_rank=told_max_rank,
     )

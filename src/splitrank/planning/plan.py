@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +17,9 @@ from splitrank.planning.bandwidth import (
     allocate,
     at_bands,
     common_rank_shares,
+    least_time_shares,
 )
+from splitrank.planning.bandwidth_energy import least_energy_shares
 from splitrank.planning.bandwidth_per_client import per_client_shares
 from splitrank.planning.limits import UNITS, Shortfalls, band_shortfalls, binding, shortfalls
 from splitrank.planning.problem import (
@@ -42,12 +44,14 @@ Method = Literal["exact", "bisection", "branch-and-bound", "random-frequency"]
 FrequencyPolicy = Literal["least-energy", "least-latency"]
 RankPolicy = Literal["common", "per-client"]
 Bandwidth = Literal["equal", "joint"]
+Objective = Literal["largest-rank", "least-energy", "least-latency"]
 
 _CHOICES = {
     "method": Method,
     "frequency_policy": FrequencyPolicy,
     "rank_policy": RankPolicy,
     "bandwidth": Bandwidth,
+    "objective": Objective,
 }
 
 OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": branch_and_bound}
@@ -139,11 +143,13 @@ def _broken_choices(problem: object, chosen: Mapping[str, str], told: Mapping[st
             f"frequency_hz must be given for method 'random-frequency' and only then, got {chosen['method']!r}; "
             "splitrank.planning.solvers.random_frequency.draw_frequency_hz draws it"
         )
-    is_least_energy = chosen["frequency_policy"] == "least-energy"
-    if not is_drawn and not is_private and is_least_energy and math.isinf(problem.latency_budget_s):
-        problems.append(
-            "frequency_policy must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'"
-        )
+    goes_for_rank = chosen["objective"] == "largest-rank"
+    key = "frequency_policy" if goes_for_rank else "objective"
+    if not is_drawn and not is_private and chosen[key] == "least-energy" and math.isinf(problem.latency_budget_s):
+        problems.append(f"{key} must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'")
+    if not goes_for_rank and (is_drawn or chosen["rank_policy"] == "per-client"):
+        what = "frequency_hz is drawn" if is_drawn else "rank_policy is 'per-client'"
+        problems.append(f"objective must be 'largest-rank' where {what}, got {chosen['objective']!r}")
     if chosen["bandwidth"] == "joint":
         if problem.band is None:
             problems.append("bandwidth must be 'equal' for a problem without a band, got 'joint'; give it Problem.band")
@@ -160,6 +166,7 @@ def make_plan(
     frequency_policy: FrequencyPolicy = "least-energy",
     rank_policy: RankPolicy = "common",
     bandwidth: Bandwidth = "equal",
+    objective: Objective = "largest-rank",
     require_all: bool = True,
     frequency_hz: FloatArray | None = None,
     told_max_rank: IntArray | None = None,
@@ -203,10 +210,13 @@ def make_plan(
         method: ``"exact"``, ``"bisection"`` and ``"branch-and-bound"`` find the same optimum; ``"random-frequency"``
             finds the largest rank at frequencies that were drawn.
         frequency_policy: ``"least-energy"`` takes the lowest frequency that is in time, ``"least-latency"`` the
-            highest that is within the energy budget; of no effect where frequencies are given or stay private.
+            highest that is within the energy budget; of no effect where frequencies are given or stay private, or the
+            objective is another than the largest rank.
         rank_policy: ``"common"`` gives all the rank that the weakest can do, ``"per-client"`` each its own.
         bandwidth: ``"equal"`` takes the rates of the problem, ``"joint"`` shares its band together with the rank (see
             `bandwidth`), or with a rank for each client (see `bandwidth_per_client`).
+        objective: ``"largest-rank"``; or at the rank floors ``"least-energy"``, what all spend together, or
+            ``"least-latency"``, the time of the slowest, each of frequencies and of a shared band.
         require_all: whether a client that cannot do its rank floor makes the plan infeasible; otherwise it sits the
             round out.
         frequency_hz: drawn frequencies [Hz], shape (I,), for ``"random-frequency"`` and no other method.
@@ -231,16 +241,20 @@ def make_plan(
         "frequency_policy": frequency_policy,
         "rank_policy": rank_policy,
         "bandwidth": bandwidth,
+        "objective": objective,
     }
     problems = _broken_choices(
         problem, choices, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen}
     )
     if problems:
         raise ValueError("\n".join(problems))
+    if objective != "largest-rank":
+        frequency_policy, problem = objective, replace(problem, rank_ceiling=problem.rank_floor)
     everybody = np.ones(problem.num_clients, np.bool_)
     asked, shared = everybody if chosen is None else chosen, None
     if bandwidth == "joint":
-        whole_band, shared = problem, allocate(problem, asked, _SHARES[rank_policy], require_all=require_all)
+        shares = per_client_shares if rank_policy == "per-client" else _SHARES[objective]
+        whole_band, shared = problem, allocate(problem, asked, shares, require_all=require_all)
         problem = at_bands(problem, shared.bandwidth_hz)
     if told_max_rank is not None:
         max_rank = told_max_rank
@@ -292,7 +306,11 @@ def make_plan(
     )
 
 
-_SHARES: Mapping[RankPolicy, Shares] = {"common": common_rank_shares, "per-client": per_client_shares}
+_SHARES: Mapping[Objective, Shares] = {
+    "largest-rank": common_rank_shares,
+    "least-energy": least_energy_shares,
+    "least-latency": least_time_shares,
+}
 
 
 def _lacking_band(found: Shortfalls, problem: Problem, shared: Allocation) -> Shortfalls:
