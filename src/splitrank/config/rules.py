@@ -143,6 +143,12 @@ def _planning(config: Config) -> Iterable[str]:
             'planner.where must be "server" for planner.bandwidth = "joint", where one client\'s sub-band depends on '
             'what the others need, got "client"'
         )
+    shares = config.planner.bandwidth == "joint" and config.planner.participation == "worth"
+    if shares and config.radio.downlink == "broadcast":
+        yield (
+            'planner.participation must be "all" for radio.downlink = "broadcast" and planner.bandwidth = "joint", '
+            'where the slowest participant decides everybody\'s rate, got "worth"; try radio.downlink = "unicast"'
+        )
     is_measured = config.workload.model == "measured" and config.client.seconds_per_sample is None
     if is_measured and config.planner.bandwidth == "joint":
         yield (

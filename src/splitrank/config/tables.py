@@ -392,6 +392,18 @@ class PlannerTable(Table):
     min_rank: Annotated[Count, _HAS_RANK, _PLANS_RANK] = Field(
         1, description="smallest rank at which a client takes part"
     )
+    participation: Annotated[
+        Literal["all", "worth"],
+        _HAS_RANK,
+        _PLANS_RANK,
+        left_out("federation.clients_per_round"),
+        one_of("planner.objective", ("largest-rank",)),
+        one_of("planner.rank_policy", ("common",)),
+    ] = Field(
+        "all",
+        description='who takes part: all who can, or `"worth"`: those for whom Σ n·log(1 + rank), n being their texts, '
+        "is largest, so that a weak client does not hold the others down; at least `federation.min_clients`",
+    )
 
 
 class RunTable(Table):

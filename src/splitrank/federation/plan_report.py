@@ -47,7 +47,8 @@ def plan_report(config: Config, round: int) -> Report:
     shape = encoder_shape(config)
     texts = nominal_text_stats(config)
     chooses = selects(config)  # the plan is then that of the chosen, among those who can take part
-    problem = planned_problem(config, round, require_all=not chooses)
+    everybody_must = not chooses and config.planner.participation == "all"
+    problem = planned_problem(config, round, require_all=everybody_must)
     plan = plan_round(config, problem, round, require_all=True)
     report = plan_json(plan, problem)
     numbers = adapter_numbers(config, shape)
@@ -72,8 +73,9 @@ def plan_report(config: Config, round: int) -> Report:
             "rank_is_fixed": fixed_rank(config) is not None,
             "clients": clients,
             **({"adapter_parameters_constant": numbers.constant} if numbers.constant else {}),
-            **(_able(config, round) if plan.status == "infeasible" else {}),
+            **(_able(config, round) if plan.status == "infeasible" and everybody_must else {}),
             **({"selection": config.federation.selection} if chooses else {}),
+            **({"participation": "worth"} if config.planner.participation == "worth" else {}),
             **({} if gap is None else {"gap": gap}),
         }
     )
@@ -143,6 +145,8 @@ def plan_lines(report: Report) -> Iterator[str]:
         taken = f"{len(names):,} of {len(clients):,} clients are chosen ({report['selection']})"
         assumed = ", as in a run's first round" * (report["round"] > 1 and report["selection"] in _REMEMBERS)
         yield f"{taken}{assumed}: {listed(names)}"
+    elif (names := [client["client"] for client in clients if client.get("chosen")]) and len(names) < len(clients):
+        yield f"{len(names):,} of {len(clients):,} clients are worth it (planner.participation): {listed(names)}"
     for client in clients:
         if "shortfall" in client:
             yield f"client {client['client']} cannot take part: {Shortfall(**client['shortfall'])}"
@@ -166,7 +170,7 @@ def _able_lines(able: Report) -> Iterator[str]:
 def _headlines(report: Report, ranks: list[int]) -> Iterator[str]:
     """Yield what was planned, and how much of it is trained and sent."""
     if report["status"] == "infeasible":
-        who = "no client" if "selection" in report else "not every client"
+        who = "no client" if "selection" in report or "participation" in report else "not every client"
         yield f"infeasible: {who} can take part within its budgets"
         return
     per_rank, constant = report["adapter_parameters_per_rank"], report.get("adapter_parameters_constant", 0)
@@ -175,13 +179,13 @@ def _headlines(report: Report, ranks: list[int]) -> Iterator[str]:
         yield f"no rank to choose ({how})"
     elif report["rank"] is None:
         yield f"a rank for each client: {ranks[0]} to {ranks[-1]} ({how})"
-        if "gap" in report:
-            yield f"the sum of log(1 + rank) is at most {report['gap']:.2g} below the best"
     else:
-        whom = "the chosen" if "selection" in report else "all"
+        whom = "the chosen" if any("chosen" in client for client in report["clients"]) else "all"
         yield f"rank {report['rank']} for {whom} ({'fixed by adapter.rank' if report['rank_is_fixed'] else how})"
     counts = [f"{constant + rank * per_rank:,}" for rank in dict.fromkeys((ranks[0], ranks[-1]))]
     each = f" ({per_rank:,} per rank)" if per_rank else ""
+    if "gap" in report:
+        yield f"in its worth, which grows with log(1 + rank), at most {100 * report['gap']:.2g} % below the best"
     yield (
         f"trained and sent: {' to '.join(counts)} adapter parameters{each}, {report['head_parameters']:,} in the head"
     )

@@ -5,6 +5,7 @@ This module loads neither torch nor transformers: `splitrank plan` lives on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from splitrank.planning.plan import Plan, make_plan
 from splitrank.planning.problem import FloatArray, IntArray, Problem, feasible
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
 from splitrank.planning.workload import Workload, measured_workload
-from splitrank.traits import RuleTraits
+from splitrank.traits import RULE_TRAITS, RuleTraits
 
 # Settings at the ends of what a float can hold overflow; infinity then means infeasible, or is refused by name.
 _EXTREMES_ARE_INFEASIBLE = np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -191,6 +192,7 @@ def plan_round(
     require_all: bool,
     ledger: Ledger = MappingProxyType({}),
     told_max_rank: IntArray | None = None,
+    samples: FloatArray | None = None,
 ) -> Plan:
     """Choose who takes part, ranks and every client's frequency for a round, as the settings say.
 
@@ -201,6 +203,7 @@ def plan_round(
             plan for all) or sits out (a run); of no effect where clients are chosen.
         ledger: what is remembered of earlier rounds' choices; nothing before the first.
         told_max_rank: as for :func:`make_plan`.
+        samples: training texts of each client, > 0, shape (I,); ``client.samples`` if None.
     """
     planner = config.planner
     frequency_hz = None
@@ -214,10 +217,31 @@ def plan_round(
         rank_policy=planner.rank_policy,
         bandwidth=planner.bandwidth,
         objective=planner.objective,
+        participation=planner.participation,
         frequency_hz=frequency_hz,
         told_max_rank=told_max_rank,
     )
+    if planner.participation == "worth":
+        return _worth_it(config, make, samples)
     if not selects(config):
         return make(require_all=require_all)
     choice = choice_of(config, make(bandwidth="equal", require_all=False), ledger, round)
     return replace(make(require_all=False, chosen=choice.chosen), reasons=choice.reasons)
+
+
+def _worth_it(config: Config, make: Callable[..., Plan], samples: FloatArray | None) -> Plan:
+    """Plan for those who are worth it; for a rule under which every client counts the same all weigh the same."""
+    traits = RULE_TRAITS[config.federation.aggregation]
+    if samples is None:
+        samples = nominal_text_stats(config).samples
+    plan = make(
+        weights=None if "unweighted" in traits.tags else samples,
+        min_clients=max(config.federation.min_clients, traits.min_updates),
+    )
+    if plan.chosen is None:
+        return plan
+    left_out = ~plan.chosen & (plan.shortfalls.constraint == "")
+    return replace(plan, reasons=tuple(_NOT_WORTH_IT if out else "" for out in left_out.tolist()))
+
+
+_NOT_WORTH_IT = "the others' larger rank is worth more"

@@ -121,7 +121,7 @@ class Allocation:
         least_hz: least sub-band at the rank floor [Hz], for everyone who was asked where somebody does not take part;
             else NaN.
         is_optimal: whether no other allocation is better.
-        gap: how far the utility of unequal ranks is from a bound on the best, 0 where it is optimal.
+        gap: how far the utility of unequal ranks is from a bound on the best, as a share of it; 0 for an optimum.
     """
 
     participants: BoolArray

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitrank.planning.bandwidth import shared_out
-from splitrank.planning.least_bands import min_band
+from splitrank.planning.least_bands import bands_of_ranks
 from splitrank.planning.problem import FloatArray, IntArray, Problem
 from splitrank.planning.solvers.exact import exact
 
@@ -41,14 +41,14 @@ def per_client_shares(problem: Problem) -> tuple[IntArray, FloatArray, float | N
         problem: the round, all of whose clients can have their rank floors at once.
 
     Returns:
-        ranks, sub-bands [Hz], and the gap of Σ log(1 + r) to the bound; None for an optimum.
+        ranks, sub-bands [Hz], and how far Σ log(1 + r) is from the bound, as a share of it; None for an optimum.
     """
     choices = _choices(problem)
     bounds = _bound(choices)
     equal = np.clip(np.minimum(exact(problem), problem.rank_ceiling) - choices.first, 0, None)
     starts = [bounds.steps, *([equal] if choices.needed_hz(equal) <= choices.total_hz else [])]
     steps = max((_filled(choices, start) for start in starts), key=choices.utility)
-    gap: float | None = max(0.0, bounds.utility - choices.utility(steps))
+    gap: float | None = max(0.0, 1.0 - choices.utility(steps) / bounds.utility)
     if problem.num_clients <= MOST_CLIENTS_FOR_OPTIMUM and (best := _best(choices, bounds, steps)) is not None:
         steps, gap = best, None
     rank = choices.first + steps
@@ -98,8 +98,7 @@ def _choices(problem: Problem) -> _Choices:
     assert problem.band is not None
     last = np.minimum(problem.rank_cap, problem.rank_ceiling)
     rank = problem.rank_floor + np.arange(int((last - problem.rank_floor).max()) + 1)[:, np.newaxis]
-    rows = max(1, _MOST_STATES // problem.num_clients)
-    least_hz = np.concatenate([min_band(problem, rank[first : first + rows]) for first in range(0, len(rank), rows)])
+    least_hz = np.stack(list(bands_of_ranks(problem, problem.rank_floor, len(rank))))
     least_hz[rank > last] = np.inf
     # Two ranks may need the same to the last bit; a larger one never needs less.
     least_hz = np.maximum.accumulate(least_hz, axis=0)

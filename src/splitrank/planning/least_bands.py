@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from splitrank.planning.link import Band
-from splitrank.planning.problem import BoolArray, FloatArray, Problem, compute_slack, feasible
+from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, compute_slack, feasible
 from splitrank.planning.workload import Rank
 
 _MOST_STEPS = 200
@@ -70,6 +70,14 @@ def min_band(problem: Problem, rank: Rank) -> FloatArray:
             bracket.narrow()
         found.append(bracket.high)
     return np.concatenate(found, axis=-1)
+
+
+def bands_of_ranks(problem: Problem, first: int | IntArray, num_ranks: int) -> Iterator[FloatArray]:
+    """Yield the least sub-bands of shape (I,) of one rank after another, from the first on, many worked out at once."""
+    rows = max(1, 8 * _BLOCK // problem.num_clients)
+    for start in range(0, num_ranks, rows):
+        steps = np.arange(start, min(start + rows, num_ranks))[:, np.newaxis]
+        yield from min_band(problem, first + steps)
 
 
 def fits_together(problem: Problem, rank: Rank) -> bool:

@@ -22,6 +22,7 @@ from splitrank.planning.bandwidth import (
 from splitrank.planning.bandwidth_energy import least_energy_shares
 from splitrank.planning.bandwidth_per_client import per_client_shares
 from splitrank.planning.limits import UNITS, Shortfalls, band_shortfalls, binding, shortfalls
+from splitrank.planning.participation import worth_at_equal_shares, worth_on_shared_band
 from splitrank.planning.problem import (
     BoolArray,
     FloatArray,
@@ -45,6 +46,7 @@ FrequencyPolicy = Literal["least-energy", "least-latency"]
 RankPolicy = Literal["common", "per-client"]
 Bandwidth = Literal["equal", "joint"]
 Objective = Literal["largest-rank", "least-energy", "least-latency"]
+Participation = Literal["all", "worth"]
 
 _CHOICES = {
     "method": Method,
@@ -52,6 +54,7 @@ _CHOICES = {
     "rank_policy": RankPolicy,
     "bandwidth": Bandwidth,
     "objective": Objective,
+    "participation": Participation,
 }
 
 OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": branch_and_bound}
@@ -84,8 +87,8 @@ class Plan:
         reasons: what decided for or against each client; empty where all are asked.
         bandwidth_hz: sub-band [Hz] where the band is shared together with the rank; NaN where it is not, and where the
             client does not take part. Rates and ``max_rank`` are those of the sub-band.
-        gap: where ranks differ and the band is shared with them, how much larger Σ log(1 + r) could at most be; 0 for
-            an optimum.
+        gap: for a status of ``"feasible"``, by which share of a bound the utility, Σ log(1 + r) or Σ n·log(1 + r), may
+            be below the best; 0 for an optimum, and where there is no bound.
     """
 
     status: Literal["optimal", "feasible", "infeasible"]
@@ -150,6 +153,12 @@ def _broken_choices(problem: object, chosen: Mapping[str, str], told: Mapping[st
     if not goes_for_rank and (is_drawn or chosen["rank_policy"] == "per-client"):
         what = "frequency_hz is drawn" if is_drawn else "rank_policy is 'per-client'"
         problems.append(f"objective must be 'largest-rank' where {what}, got {chosen['objective']!r}")
+    if chosen["participation"] == "worth":
+        if not goes_for_rank or chosen["rank_policy"] == "per-client":
+            what = "ranks are the clients' own" if goes_for_rank else f"objective is {chosen['objective']!r}"
+            problems.append(f"participation must be 'all' where {what}, and nobody holds others down, got 'worth'")
+        if chosen["bandwidth"] == "joint" and problem.band is not None and problem.band.is_broadcast:
+            problems.append("participation must be 'all' for a broadcast on a band that is shared, got 'worth'")
     if chosen["bandwidth"] == "joint":
         if problem.band is None:
             problems.append("bandwidth must be 'equal' for a problem without a band, got 'joint'; give it Problem.band")
@@ -167,10 +176,13 @@ def make_plan(
     rank_policy: RankPolicy = "common",
     bandwidth: Bandwidth = "equal",
     objective: Objective = "largest-rank",
+    participation: Participation = "all",
     require_all: bool = True,
     frequency_hz: FloatArray | None = None,
     told_max_rank: IntArray | None = None,
     chosen: BoolArray | None = None,
+    weights: FloatArray | None = None,
+    min_clients: int = 1,
 ) -> Plan:
     """Plan one round: the largest rank, common or each client's own, and a frequency for every client.
 
@@ -217,6 +229,8 @@ def make_plan(
             `bandwidth`), or with a rank for each client (see `bandwidth_per_client`).
         objective: ``"largest-rank"``; or at the rank floors ``"least-energy"``, what all spend together, or
             ``"least-latency"``, the time of the slowest, each of frequencies and of a shared band.
+        participation: ``"all"``, or ``"worth"``: those for whom Σ n_i·log(1 + r) is largest, see `participation`.
+            Nobody is then required.
         require_all: whether a client that cannot do its rank floor makes the plan infeasible; otherwise it sits the
             round out.
         frequency_hz: drawn frequencies [Hz], shape (I,), for ``"random-frequency"`` and no other method.
@@ -226,6 +240,9 @@ def make_plan(
             and "private" for what binds.
         chosen: who is asked to take part, bool, shape (I,); everybody if None. Nobody else's rank counts for the common
             one, nor can it make the plan infeasible.
+        weights: n_i, what each client counts where participation must be worth it, > 0, shape (I,); None if all count
+            the same.
+        min_clients: how many must at least take part there, >= 1.
 
     Returns:
         the plan; an infeasible one has no participants, all of whose ranks are 0.
@@ -242,25 +259,32 @@ def make_plan(
         "rank_policy": rank_policy,
         "bandwidth": bandwidth,
         "objective": objective,
+        "participation": participation,
     }
-    problems = _broken_choices(
-        problem, choices, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen}
-    )
+    told = {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen, "weights": weights}
+    problems = _broken_choices(problem, choices, told)
     if problems:
         raise ValueError("\n".join(problems))
     if objective != "largest-rank":
         frequency_policy, problem = objective, replace(problem, rank_ceiling=problem.rank_floor)
     everybody = np.ones(problem.num_clients, np.bool_)
-    asked, shared = everybody if chosen is None else chosen, None
+    asked, shared, gap = everybody if chosen is None else chosen, None, 0.0
+    if participation == "worth":
+        counts = np.ones(problem.num_clients) if weights is None else weights
+        if bandwidth == "joint":
+            worth = worth_on_shared_band(problem, asked, counts, min_clients)
+        else:
+            most = _max_rank(problem, method, frequency_hz, told_max_rank)
+            able = asked & (most >= problem.rank_floor)
+            worth = worth_at_equal_shares(able, np.minimum(most, problem.rank_ceiling), counts, min_clients)
+        asked, gap, require_all = worth.members, worth.gap, False
+        if not asked.all():
+            chosen = asked
     if bandwidth == "joint":
         shares = per_client_shares if rank_policy == "per-client" else _SHARES[objective]
         whole_band, shared = problem, allocate(problem, asked, shares, require_all=require_all)
         problem = at_bands(problem, shared.bandwidth_hz)
-    if told_max_rank is not None:
-        max_rank = told_max_rank
-    else:
-        max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
-
+    max_rank = _max_rank(problem, method, frequency_hz, told_max_rank)
     able = max_rank >= problem.rank_floor
     if shared is not None:
         participants, rank = shared.participants, shared.rank
@@ -283,7 +307,7 @@ def make_plan(
     lacking = shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz)
     if shared is not None:
         lacking = _lacking_band(lacking, whole_band, shared)
-    is_optimal = method in OPTIMAL_SOLVERS and (shared is None or shared.is_optimal)
+    is_optimal = method in OPTIMAL_SOLVERS and gap == 0 and (shared is None or shared.is_optimal)
     return Plan(
         status="infeasible" if not planned else "optimal" if is_optimal else "feasible",
         method=method,
@@ -302,8 +326,16 @@ def make_plan(
         shortfalls=lacking,
         chosen=chosen,
         bandwidth_hz=np.full((), np.nan) if shared is None else shared.bandwidth_hz,
-        gap=0.0 if shared is None else shared.gap,
+        gap=gap if shared is None else max(gap, shared.gap),
     )
+
+
+def _max_rank(
+    problem: Problem, method: Method, frequency_hz: FloatArray | None, told_max_rank: IntArray | None
+) -> IntArray:
+    if told_max_rank is not None:
+        return told_max_rank
+    return OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
 
 
 _SHARES: Mapping[Objective, Shares] = {
