@@ -49,7 +49,7 @@ def test_the_table_has_a_column_for_it() -> None:
     report = plan_report(config, 1)
     bands_hz = [client["bandwidth_hz"] for client in report["clients"]]
     assert all(list(client)[-1] == "bandwidth_hz" for client in report["clients"])
-    header, *rows = [line for line in plan_lines(report) if line.startswith("   ")]
+    header, *rows = [line for line in plan_lines(report) if line.startswith("   ")][:4]
     assert header.split()[-3:] == ["kHz", "limited", "by"]
     assert [row.split()[-2] for row in rows] == [f"{hz / 1e3:,.1f}" for hz in bands_hz]
     assert sum(bands_hz) == pytest.approx(1.08e6)

@@ -18,8 +18,11 @@ from splitrank.federation.sizes import (
     head_numbers_sent,
 )
 from splitrank.federation.texts import nominal_text_stats
-from splitrank.planning.plan import plan_json
+from splitrank.planning.plan import OPTIMAL_SOLVERS, Plan, plan_json
+from splitrank.planning.prices import prices
+from splitrank.planning.problem import Problem
 from splitrank.records import Shortfall, finite, listed
+from splitrank.traits import METHOD_TRAITS
 
 Report = dict[str, Any]
 """A plan, or a part of one, in plain Python types, as `splitrank plan --json` prints it."""
@@ -77,9 +80,32 @@ def plan_report(config: Config, round: int) -> Report:
             **({"selection": config.federation.selection} if chooses else {}),
             **({"participation": "worth"} if config.planner.participation == "worth" else {}),
             **({} if gap is None else {"gap": gap}),
+            **_prices(config, problem, plan),
         }
     )
     return plain
+
+
+def _prices(config: Config, problem: Problem, plan: Plan) -> Report:
+    """Return what each budget is worth for a planned common rank; nothing where there is none."""
+    has_rank = METHOD_TRAITS[config.adapter.method].has_rank and fixed_rank(config) is None
+    goes_for_rank = config.planner.objective == "largest-rank" and config.planner.method in OPTIMAL_SOLVERS
+    if not has_rank or not goes_for_rank or config.planner.rank_policy != "common" or not plan.common_rank:
+        return {}
+    found = prices(problem, plan)
+    return {
+        "budgets": [
+            {
+                "budget": price.budget,
+                "given": price.given,
+                "ranks_per_unit": price.ranks_per_unit,
+                "next_rank": price.next_rank,
+                "needed": price.needed,
+                "factor": price.factor,
+            }
+            for price in found
+        ]
+    }
 
 
 def _able(config: Config, round: int) -> Report:
@@ -157,6 +183,23 @@ def plan_lines(report: Report) -> Iterator[str]:
         joules = max(client["preparation_j"] for client in clients)
         cost = f"up to {seconds:,.0f} s and {joules:,.0f} J"
         yield f"once, before the rounds and outside their budgets: the frozen layers, {cost}"
+    if report.get("budgets"):
+        yield from _price_lines(report["budgets"], "E0, mean" if budgets_differ else "E0")
+
+
+def _price_lines(budgets: list[Report], energy: str) -> Iterator[str]:
+    """Yield a small table of what each budget is worth."""
+    units = {"latency_s": ("T0", "s"), "energy_j": (energy, "J"), "bandwidth_hz": ("band", "Hz")}
+    yield ""
+    yield f"{'budget':>10}{'given':>16}{'ranks per unit':>16}{'next rank':>11}{'takes':>16}"
+    for price in budgets:
+        name, unit = units[price["budget"]]
+        takes = "above max rank" if price["next_rank"] is None else "no amount"
+        if price["next_rank"] is not None and price["needed"] is not None:
+            takes = f"{price['needed']:,.6g} {unit}"
+        rank = "-" if price["next_rank"] is None else str(price["next_rank"])
+        given = f"{price['given']:,.6g} {unit}"
+        yield f"{name:>10}{given:>16}{price['ranks_per_unit']:>16.3g}{rank:>11}{takes:>16}"
 
 
 def _able_lines(able: Report) -> Iterator[str]:

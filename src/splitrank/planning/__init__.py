@@ -2,5 +2,5 @@
 
 ``channel``, ``link`` · ``flops``, ``costs``, ``workload`` · ``quantities`` (numbers that people give),
 ``problem``, ``limits``, ``solvers``, ``selection``,
-``bandwidth``, ``bandwidth_per_client``, ``bandwidth_energy``, ``least_bands``, ``participation``, ``plan``.
+``bandwidth``, ``bandwidth_per_client``, ``bandwidth_energy``, ``least_bands``, ``participation``, ``plan``, ``prices``.
 """
