@@ -14,9 +14,9 @@ class Shortfall:
     """Why a client cannot take part: it needs more of something than it has.
 
     Attributes:
-        constraint: ``"rank-cap"``, ``"latency"``, ``"energy"``, ``"frequency"`` or ``"bandwidth"``.
+        constraint: ``"rank-cap"``, ``"latency"``, ``"energy"``, ``"frequency"``, ``"bandwidth"`` or ``"memory"``.
         needed, available: in ``unit``; None where no number is enough.
-        unit: ``"rank"``, ``"s"``, ``"J"`` or ``"Hz"``.
+        unit: ``"rank"``, ``"s"``, ``"J"``, ``"Hz"`` or ``"bytes"``.
     """
 
     constraint: str

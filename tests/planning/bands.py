@@ -78,7 +78,8 @@ def least_bands(problem: Problem, downlink_bps: np.ndarray | None = None) -> np.
             fixed_j = problem.circuit_energy_j + problem.uplink_power_w * up_s + problem.joules_per_cycle * cycles
             spent_j = fixed_j + problem.capacitance * cycles * clock_hz**2
             in_time = (up_s + down_s + problem.overhead_s < problem.deadline_s) & (clock_hz <= problem.max_frequency_hz)
-            return in_time & (spent_j <= problem.energy_budget_j) & (fixed_j < problem.energy_budget_j)
+            in_memory = work.memory_bytes(rank) <= problem.memory_budget_bytes
+            return in_memory & in_time & (spent_j <= problem.energy_budget_j) & (fixed_j < problem.energy_budget_j)
 
     high = np.full(cycles.shape, band.total_hz)
     able = fits(high) & (rank <= problem.rank_cap)

@@ -190,6 +190,7 @@ def plan_lines(report: Report) -> Iterator[str]:
 def _price_lines(budgets: list[Report], energy: str) -> Iterator[str]:
     """Yield a small table of what each budget is worth."""
     units = {"latency_s": ("T0", "s"), "energy_j": (energy, "J"), "bandwidth_hz": ("band", "Hz")}
+    units["memory_bytes"] = ("memory", "bytes")
     yield ""
     yield f"{'budget':>10}{'given':>16}{'ranks per unit':>16}{'next rank':>11}{'takes':>16}"
     for price in budgets:

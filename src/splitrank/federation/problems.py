@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from splitrank.config import Config
 from splitrank.errors import ConfigError
-from splitrank.federation.costs import round_workload
+from splitrank.federation.costs import round_memory, round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.radio import gains, noise_w, sub_bands_hz
 from splitrank.federation.selection import Ledger, choice_of, num_chosen, selects
@@ -152,15 +152,16 @@ def measured_problem(
     Args:
         turn, rule, merged: as for :func:`costs.round_workload`.
     """
+    workload = measured_workload(
+        measured.seconds_per_sample,
+        measured.seconds_per_sample_per_rank,
+        measured.reference_frequency_hz,
+        texts.samples,
+        config.federation.local_epochs,
+        payload(config, shape, turn, rule, merged),
+    )
     return _problem(
-        workload=measured_workload(
-            measured.seconds_per_sample,
-            measured.seconds_per_sample_per_rank,
-            measured.reference_frequency_hz,
-            texts.samples,
-            config.federation.local_epochs,
-            payload(config, shape, turn, rule, merged),
-        ),
+        workload=replace(workload, memory_bytes=round_memory(config, shape, texts)),
         uplink_bps=measured.uplink_bps,
         downlink_bps=measured.downlink_bps,
         uplink_power_w=per_client(config.radio.uplink_power_w, "radio.uplink_power_w", config),

@@ -24,8 +24,8 @@ from splitrank.planning.workload import Rank
 def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | None = None) -> NDArray[np.str_]:
     """Return what keeps each client from ``max_rank`` + 1.
 
-    In this order: ``"rank-cap"``; ``"latency"`` if S <= 0, airtime alone uses up T0; ``"energy"`` if W <= 0 or
-    f_en < min(f_lat, f_max); else ``"frequency"``, too slow at full speed.
+    In this order: ``"rank-cap"``; ``"memory"``; ``"latency"`` if S <= 0, airtime alone uses up T0; ``"energy"`` if
+    W <= 0 or f_en < min(f_lat, f_max); else ``"frequency"``, too slow at full speed.
 
     Args:
         problem: the round.
@@ -36,11 +36,11 @@ def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | Non
         words, shape (I,).
     """
     blocked_by = _blocked_by(problem, max_rank + 1, frequency_hz)
-    return np.select(blocked_by, ["rank-cap", "latency", "energy"], default="frequency")
+    return np.select(blocked_by, _ORDER, default="frequency")
 
 
 def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | None) -> list[BoolArray]:
-    """Return whether cap, airtime or energy rules out a rank that does not fit, the first that does; see `binding`."""
+    """Return whether cap, memory, airtime or energy rules out a rank that does not fit; see `binding`."""
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = compute_slack(problem, rank)
@@ -49,7 +49,12 @@ def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | Non
         needed_j = problem.capacitance * cycles * ceiling_hz**2
     costly = (spare_j <= 0) | (spare_j < needed_j) | ~(needed_j < np.inf)
     # Not "spare_s <= 0": without a time limit a client without a link has no S at all.
-    return [rank > problem.rank_cap, ~(spare_s > 0), costly]
+    too_large = problem.workload.memory_bytes(rank) > problem.memory_budget_bytes
+    return [rank > problem.rank_cap, too_large, ~(spare_s > 0), costly]
+
+
+_ORDER = ["rank-cap", "memory", "latency", "energy"]
+"""Constraints in the order in which they are asked; what none of them rules out is too slow at full speed."""
 
 
 def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray:
@@ -57,7 +62,7 @@ def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray
     return problem.max_frequency_hz if frequency_hz is None else np.fmin(frequency_hz, problem.max_frequency_hz)
 
 
-UNITS = {"rank-cap": "rank", "latency": "s", "energy": "J", "frequency": "Hz", "bandwidth": "Hz"}
+UNITS = {"rank-cap": "rank", "latency": "s", "energy": "J", "frequency": "Hz", "bandwidth": "Hz", "memory": "bytes"}
 """The quantity in which each constraint is measured."""
 
 
@@ -79,8 +84,9 @@ class Shortfalls:
 def shortfalls(problem: Problem, rank: Rank, able: BoolArray, frequency_hz: FloatArray | None = None) -> Shortfalls:
     """Return what blocks a rank, and by how much, for each client that cannot do it.
 
-    ``"latency"``: airtime against the deadline [s]; ``"energy"``: all the energy of the round at f_lat, or at f_max
-    where f_lat is above it, against E_0 [J]; ``"frequency"``: f_lat against f_max [Hz].
+    ``"memory"``: what training holds against M_0 [bytes]; ``"latency"``: airtime against the deadline [s];
+    ``"energy"``: all the energy of the round at f_lat, or at f_max where f_lat is above it, against E_0 [J];
+    ``"frequency"``: f_lat against f_max [Hz].
 
     Args:
         problem: the round.
@@ -97,13 +103,16 @@ def shortfalls(problem: Problem, rank: Rank, able: BoolArray, frequency_hz: Floa
     used_hz = low_hz if frequency_hz is None else np.where(np.isnan(frequency_hz), low_hz, frequency_hz)
     ceiling_hz = _ceiling_hz(problem, frequency_hz)
     airtime_s = uplink_s(problem, ranks) + downlink_s(problem, ranks) + problem.overhead_s
+    memory_bytes = problem.workload.memory_bytes(ranks)
     needed_j = energy_j(problem, ranks, np.fmin(used_hz, ceiling_hz))
     kinds = [able, *_blocked_by(problem, ranks, frequency_hz)]
     return Shortfalls(
-        constraint=np.select(kinds, ["", "rank-cap", "latency", "energy"], default="frequency"),
-        needed=np.select(kinds, [np.nan, ranks, airtime_s, needed_j], default=low_hz),
+        constraint=np.select(kinds, ["", *_ORDER], default="frequency"),
+        needed=np.select(kinds, [np.nan, ranks, memory_bytes, airtime_s, needed_j], default=low_hz),
         available=np.select(
-            kinds, [np.nan, problem.rank_cap, problem.deadline_s, problem.energy_budget_j], default=ceiling_hz
+            kinds,
+            [np.nan, problem.rank_cap, problem.memory_budget_bytes, problem.deadline_s, problem.energy_budget_j],
+            default=ceiling_hz,
         ),
     )
 

@@ -80,8 +80,8 @@ class Plan:
         downlink_s: T_dl [s].
         latency_s: T [s].
         energy_j: E [J].
-        binding: what blocks ``max_rank`` + 1, for every client: ``"rank-cap"``, ``"latency"`` (airtime alone),
-            ``"energy"`` or ``"frequency"`` (the processor at full speed).
+        binding: what blocks ``max_rank`` + 1, for every client: ``"rank-cap"``, ``"memory"``, ``"latency"``
+            (airtime alone), ``"energy"`` or ``"frequency"`` (the processor at full speed).
         shortfalls: what blocks each client that cannot take part, and by how much.
         chosen: clients that were asked to take part; None where all are.
         reasons: what decided for or against each client; empty where all are asked.

@@ -29,7 +29,7 @@ class Price:
     """What a budget is worth.
 
     Attributes:
-        budget: ``"latency_s"``, ``"energy_j"`` of every client, or ``"bandwidth_hz"``, the whole band.
+        budget: ``"latency_s"``, every client's ``"energy_j"`` or ``"memory_bytes"``, or ``"bandwidth_hz"``, the whole.
         given: how much there is; the mean where the clients' budgets differ.
         ranks_per_unit: slope of the largest real rank; with unequal budgets, per unit of the mean, all scaled alike.
         next_rank: r + 1; None where no larger rank is allowed.
@@ -86,6 +86,10 @@ def _budgets(problem: Problem) -> Iterator[tuple[str, float, Scaled]]:
         yield "latency_s", latency_s, lambda by: replace(problem, latency_budget_s=latency_s * by)
     if np.any(limited := np.isfinite(energy_j)):
         yield "energy_j", float(energy_j[limited].mean()), lambda by: replace(problem, energy_budget_j=energy_j * by)
+    memory_bytes = problem.memory_budget_bytes
+    if np.any(limited := np.isfinite(memory_bytes)):
+        given_bytes = float(memory_bytes[limited].mean())
+        yield "memory_bytes", given_bytes, lambda by: replace(problem, memory_budget_bytes=memory_bytes * by)
     if band is not None:
         yield "bandwidth_hz", band.total_hz, lambda by: _widened(problem, by)
 

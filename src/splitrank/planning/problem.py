@@ -41,6 +41,7 @@ _RANGES = {
     "rank_cap": Range("give the largest rank that makes sense", least=1),
     "overhead_s": Range("give seconds"),
     "joules_per_cycle": Range("give joules"),
+    "memory_budget_bytes": Range("give bytes", is_positive=True, no_limit=True),
     "rank_floor": Range("leave it out for 1", least=1),
     "rank_ceiling": Range("leave it out for rank_cap", least=0),  # 0 stands for one that was left out
 }
@@ -94,6 +95,7 @@ class Problem:
             are both the fixed rank where there is one.
         band: the band that the clients share, None where each has a sub-band of its own. The rates are those of equal
             shares; in a broadcast ``downlink_bps`` is what each client could receive on the whole band.
+        memory_budget_bytes: what training may hold in memory [bytes], > 0, infinite for no limit; infinite if left out.
 
     Raises:
         ValueError: one line for each rule that is broken, all at once.
@@ -115,6 +117,7 @@ class Problem:
     rank_floor: IntArray = field(default_factory=lambda: np.ones((), np.int64))
     rank_ceiling: IntArray = field(default_factory=lambda: np.zeros((), np.int64))
     band: Band | None = None
+    memory_budget_bytes: FloatArray = field(default_factory=lambda: np.full((), np.inf))
 
     def __post_init__(self) -> None:
         if not isinstance(self.workload, Workload):
@@ -171,7 +174,7 @@ class Problem:
 def _broken_costs(arrays: Mapping[str, Array]) -> list[str]:
     """Return sentences about costs that fall with the rank, or are below 0 at rank 1."""
     problems = []
-    for name in ("workload.cycles", "workload.uplink_bits", "workload.downlink_bits"):
+    for name in (f"workload.{cost.name}" for cost in fields(Workload)):
         constant, per_rank = arrays.get(f"{name}.constant"), arrays.get(f"{name}.per_rank")
         if constant is not None and per_rank is not None:
             hint = "give what each further rank adds"
@@ -284,9 +287,10 @@ def compute_slack(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]
 def feasible(problem: Problem, rank: Rank) -> BoolArray:
     """Return whether some frequency lets the client finish this rank in time and within its energy.
 
-    S > 0,  W > 0,  C|D| <= f_max·S,  Ω·(C|D|)³ <= W·S²
+    S > 0,  W > 0,  C|D| <= f_max·S,  Ω·(C|D|)³ <= W·S²,  memory <= M_0
 
-    E1 to E3 with the frequency eliminated and multiplied out, so that a rate of 0 needs no special case.
+    E1 to E3 with the frequency eliminated and multiplied out, so that a rate of 0 needs no special case; memory is a
+    departure, which the paper does not count.
 
     Args:
         problem: the round.
@@ -302,7 +306,20 @@ def feasible(problem: Problem, rank: Rank) -> BoolArray:
         needed = problem.capacitance * cycles * cycles**2
         in_energy = (needed <= spare_j * spare_s**2) & (needed < np.inf)  # beyond a float is beyond no limit, too
     result: BoolArray = (spare_s > 0) & (spare_j > 0) & in_time & in_energy
-    return result
+    if np.all(np.isinf(problem.memory_budget_bytes)):
+        return result
+    return result & (problem.workload.memory_bytes(rank) <= problem.memory_budget_bytes)
+
+
+def memory_rank(problem: Problem) -> FloatArray:
+    """Return the largest real rank with which training stays within its memory, infinite without a limit, shape (I,).
+
+    (M_0 - constant)/per_rank, where rank r takes constant + per_rank·r
+    """
+    memory = problem.workload.memory_bytes
+    left_bytes = problem.memory_budget_bytes - memory.constant
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(memory.per_rank > 0, left_bytes / memory.per_rank, np.where(left_bytes >= 0, np.inf, 0.0))
 
 
 def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
@@ -318,7 +335,7 @@ def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatA
         lower and upper end [Hz], shape (I,) each. Where the rank is infeasible the ends are still the formulas'
         (f_lat is infinite if S <= 0, f_en is 0 if W <= 0) and the lower end exceeds the upper one, but for rounding.
         Frequency 0 belongs to no range: the lower end may be 0 where T0 is infinite or there is nothing to compute,
-        and a range that ends at 0 is empty.
+        and a range that ends at 0 is empty. Memory has no say in it.
     """
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = compute_slack(problem, rank)
