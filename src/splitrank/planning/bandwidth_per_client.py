@@ -48,7 +48,8 @@ def per_client_shares(problem: Problem) -> tuple[IntArray, FloatArray, float | N
     equal = np.clip(np.minimum(exact(problem), problem.rank_ceiling) - choices.first, 0, None)
     starts = [bounds.steps, *([equal] if choices.needed_hz(equal) <= choices.total_hz else [])]
     steps = max((_filled(choices, start) for start in starts), key=choices.utility)
-    gap: float | None = max(0.0, 1.0 - choices.utility(steps) / bounds.utility)
+    is_best_of_all = bounds.price == 0  # everybody has its largest rank
+    gap = None if is_best_of_all else max(0.0, 1.0 - choices.utility(steps) / bounds.utility)
     if problem.num_clients <= MOST_CLIENTS_FOR_OPTIMUM and (best := _best(choices, bounds, steps)) is not None:
         steps, gap = best, None
     rank = choices.first + steps
@@ -63,7 +64,7 @@ class _Choices:
         first: rank floor, shape (I,); step s is rank first + s.
         least_hz: B^min [Hz], infinite for a rank that the client cannot have.
         worth: log(1 + r), -inf for a rank that it cannot have.
-        total_hz: B_total.
+        total_hz: B_total, with room for the rounding of equal shares.
     """
 
     first: IntArray
@@ -103,7 +104,7 @@ def _choices(problem: Problem) -> _Choices:
     # Two ranks may need the same to the last bit; a larger one never needs less.
     least_hz = np.maximum.accumulate(least_hz, axis=0)
     worth = np.where(np.isfinite(least_hz), np.log1p(rank), -np.inf)
-    return _Choices(problem.rank_floor, least_hz, worth, problem.band.total_hz)
+    return _Choices(problem.rank_floor, least_hz, worth, problem.band.room_hz)
 
 
 def _bound(choices: _Choices) -> _Bound:

@@ -112,6 +112,11 @@ class Band:
         """B_eq [Hz], an equal share."""
         return self.total_hz / self.num_shares
 
+    @property
+    def room_hz(self) -> float:
+        """B_total, or K·B_eq [Hz] where rounding has made that larger: equal shares must fit."""
+        return max(self.total_hz, self.num_shares * self.share_hz)
+
     def uplink_bps(self, bandwidth_hz: FloatArray) -> FloatArray:
         """Return s_ul [bit/s] on sub-bands [Hz] of shape (..., I); 0 on none."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -80,11 +80,9 @@ def worth_on_shared_band(problem: Problem, asked: BoolArray, weights: FloatArray
     num_ranks = max(0, int(last.max()) + 1 - first)
     for rank, needed_hz in enumerate(bands_of_ranks(problem, first, num_ranks), first):
         least_hz = np.where(asked & (rank <= last), needed_hz, np.inf)
-        members, most = _knapsack(least_hz, weights, band_of(problem).total_hz, band_of(problem).share_hz)
+        members, most = _knapsack(least_hz, weights, band_of(problem).room_hz)
         if np.count_nonzero(members) < fewest:
-            members, _ = _knapsack(
-                least_hz, np.ones_like(weights), band_of(problem).total_hz, band_of(problem).share_hz
-            )
+            members, _ = _knapsack(least_hz, np.ones_like(weights), band_of(problem).room_hz)
         count = int(np.count_nonzero(members))
         if best.rank == 0:  # the smallest rank allows most clients
             fewest = min(least_clients, count)
@@ -98,15 +96,12 @@ def worth_on_shared_band(problem: Problem, asked: BoolArray, weights: FloatArray
     return WorthIt(best.members, best.rank, best.value, best.value if is_exact else max(bound, best.value))
 
 
-def _knapsack(least_hz: FloatArray, weights: FloatArray, total_hz: float, share_hz: float) -> tuple[BoolArray, float]:
+def _knapsack(least_hz: FloatArray, weights: FloatArray, total_hz: float) -> tuple[BoolArray, float]:
     """Return who is packed, those who need least for their weight first, and a bound on the weight."""
     order = np.argsort(least_hz / weights, kind="stable")
     order = order[np.isfinite(least_hz[order])]
     used_hz = np.cumsum(least_hz[order])
     fits = int(np.searchsorted(used_hz, total_hz, side="right"))
-    # Equal shares fit all who need no more, even where rounding makes their sum too large.
-    if fits < len(order) and np.all(least_hz[order] <= share_hz):
-        fits = len(order)
     members = np.zeros(len(least_hz), np.bool_)
     members[order[:fits]] = True
     bound, spare_hz = float(weights[order[:fits]].sum()), total_hz - (used_hz[fits - 1] if fits else 0.0)
