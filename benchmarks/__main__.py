@@ -21,6 +21,7 @@ SCRIPTS = [
     "framework_time_is_small",
     "memory_stays_flat",
     "a_million_clients_planned_in_a_second",
+    "a_million_clients_share_a_band",
     "command_line_starts_quickly",
     "bf16_is_as_accurate_as_fp32",
 ]

@@ -43,6 +43,10 @@ def rank_model(problem: Problem) -> Model:
         model.addCons(tau + airtime + airtime_per_rank * rank <= 1)
         model.addCons(power * load**3 <= (left - radio_per_rank * rank) * tau**2)
         model.addCons(radio_per_rank * rank <= left)
+        room = float(problem.memory_budget_bytes[i])
+        if room < float("inf"):
+            memory, memory_per_rank = parts(work.memory_bytes, 1 / room)
+            model.addCons(memory + memory_per_rank * rank <= 1)
     model.setObjective(rank, "maximize")
     return model
 

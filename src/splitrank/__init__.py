@@ -10,7 +10,7 @@ Where to find what a round does (``federation.rounds`` is the round itself):
   Flower a strategy).
 
 Public names are resolved when first used, so that ``import splitrank`` loads neither torch nor transformers. Those of
-the planner, ``Problem``, ``Workload``, ``Affine``, ``Plan`` and ``make_plan``, need only NumPy.
+the planner, ``Problem``, ``Workload``, ``Affine``, ``Band``, ``Plan`` and ``make_plan``, need only NumPy.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from splitrank.federation.plan_report import plan_report
     from splitrank.federation.rounds import run_round
     from splitrank.federation.state import State
+    from splitrank.planning.link import Band
     from splitrank.planning.plan import Plan, make_plan
     from splitrank.planning.problem import Problem
     from splitrank.planning.workload import Affine, Workload
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Affine": "planning.workload",
+    "Band": "planning.link",
     "Config": "config",
     "ConfigError": "errors",
     "InfeasibleError": "errors",
@@ -57,6 +59,7 @@ _HOME = {
 
 __all__ = [
     "Affine",
+    "Band",
     "Config",
     "ConfigError",
     "InfeasibleError",

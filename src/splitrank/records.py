@@ -14,9 +14,9 @@ class Shortfall:
     """Why a client cannot take part: it needs more of something than it has.
 
     Attributes:
-        constraint: ``"rank-cap"``, ``"latency"``, ``"energy"`` or ``"frequency"``.
+        constraint: ``"rank-cap"``, ``"latency"``, ``"energy"``, ``"frequency"``, ``"bandwidth"`` or ``"memory"``.
         needed, available: in ``unit``; None where no number is enough.
-        unit: ``"rank"``, ``"s"``, ``"J"`` or ``"Hz"``.
+        unit: ``"rank"``, ``"s"``, ``"J"``, ``"Hz"`` or ``"bytes"``.
     """
 
     constraint: str
@@ -49,6 +49,7 @@ class ClientPlan:
         shortfall: left out where the client can take part.
         chosen: whether it was chosen to take part; left out where everybody is asked.
         chosen_by: what decided for or against it; left out where everybody is asked, or it cannot take part.
+        bandwidth_hz: its sub-band, where the band is shared together with the rank; else left out.
     """
 
     client: int
@@ -68,10 +69,13 @@ class ClientPlan:
     shortfall: Shortfall | None = None
     chosen: bool | None = None
     chosen_by: str | None = None
+    bandwidth_hz: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values by name; what is None by default is left out where it is None."""
         plain = {name: value for name, value in vars(self).items() if value is not None or name not in _LEFT_OUT}
+        for name in _LAST.intersection(plain):
+            plain[name] = plain.pop(name)
         if self.shortfall is not None:
             plain["shortfall"] = asdict(self.shortfall)
         return plain
@@ -109,6 +113,9 @@ class ClientRecord(ClientPlan):
 
 _LEFT_OUT = frozenset(one.name for one in fields(ClientRecord) if one.default is None)
 """Fields of clients, planned or recorded, that are not written where they are None."""
+
+_LAST = frozenset({"bandwidth_hz"})
+"""Fields of a plan that are younger than a record's own, and are written after them."""
 
 
 @dataclass(frozen=True)

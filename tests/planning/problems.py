@@ -18,7 +18,8 @@ def random_problem(
     """Clients whose budgets are some multiple of what a rank near 30 costs, so that every constraint binds somewhere.
 
     One client in twelve has a gain of zero, one in twelve a circuit energy above its budget, one in twelve no energy
-    limit, one in twelve a budget far too small, one in twelve an energy that no clock saves and one no other. A
+    limit, one in twelve a budget far too small, one in twelve an energy that no clock saves and one no other. One
+    in twelve has a limit of memory, half of these one that a rank meets exactly. A
     quarter of all clients receive more than they send.
 
     Args:
@@ -64,8 +65,14 @@ def random_problem(
     ]
     if may_be_free:
         costs = [_free_for(other.random(num_clients) < 0.2, cost) for cost in costs]
+    third = np.random.default_rng((seed, 4))
+    memory = [np.exp(third.uniform(np.log(low), np.log(1e9), num_clients)) for low in (1e6, 1e5)]
+    room = (
+        memory[0] + memory[1] * third.integers(0, 150, num_clients) + memory[1] * third.choice([0.0, 0.5], num_clients)
+    )
     return Problem(
-        workload=Workload(*costs),
+        workload=Workload(*costs, memory_bytes=Affine(*memory)),
+        memory_budget_bytes=np.where(third.random(num_clients) < 1 / 12, room, np.inf),
         uplink_bps=uplink_bps,
         downlink_bps=downlink_bps,
         uplink_power_w=uplink_power_w,
@@ -121,6 +128,7 @@ def check_budgets(plan: Plan, problem: Problem) -> None:
     assert np.all(time_s[part] <= deadline_s * (1 + 1e-9))
     assert np.all(spent_j[part] <= problem.energy_budget_j[part] * (1 + 1e-9))
     assert np.all((f[part] > 0) & (f[part] <= problem.max_frequency_hz[part]))
+    assert np.all((work.memory_bytes(rank) <= problem.memory_budget_bytes)[part])
     assert plan.rank.dtype == np.int64
     np.testing.assert_array_equal(plan.rank > 0, part)
     assert np.all((plan.rank <= problem.rank_cap)[part])

@@ -11,16 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitrank.planning.limits import UNITS, binding, shortfalls
 from splitrank.planning.plan import OPTIMAL_SOLVERS, make_plan, plan_json
 from splitrank.planning.problem import (
-    UNITS,
-    binding,
     downlink_s,
     energy_j,
     feasible,
     frequency_range_hz,
     latency_s,
-    shortfalls,
     uplink_s,
 )
 from splitrank.planning.solvers.exact import exact
@@ -96,6 +94,7 @@ def test_policies_take_the_ends_of_the_range(seed: int, share: float) -> None:
 
 def test_range_is_empty_exactly_where_the_rank_is_infeasible() -> None:
     problem = random_problem(1, 5000)
+    problem = replace(problem, memory_budget_bytes=np.inf)
     for rank in (1, 5, 30):
         low_hz, high_hz = frequency_range_hz(problem, rank)
         np.testing.assert_array_equal(low_hz <= high_hz, feasible(problem, rank))
@@ -157,11 +156,13 @@ def test_fixed_rank_plans_frequencies_only() -> None:
     np.testing.assert_array_equal(above_cap.shortfalls.available, [50, 50])
 
 
+REMEMBERING = replace(roomy().workload, memory_bytes=Affine(0.7e9, 1e8))
 BOUND_BY = {
     "rank-cap": roomy(),
     "latency": roomy(uplink_bps=np.array([1e4])),  # 100 s of airtime a rank and next to no computing
     "energy": roomy(energy_budget_j=np.array([1e-3 + 1.0 + 0.1 * 20])),
     "frequency": roomy(max_frequency_hz=np.array([1e7])),
+    "memory": roomy(workload=REMEMBERING, memory_budget_bytes=1e9),
 }
 
 
@@ -177,6 +178,7 @@ def test_every_binding_constraint_is_reached(word: str) -> None:
         "latency": {"latency_budget_s": problem.latency_budget_s * 2},
         "energy": {"energy_budget_j": problem.energy_budget_j * 2},
         "frequency": {"max_frequency_hz": problem.max_frequency_hz * 2},
+        "memory": {"memory_budget_bytes": problem.memory_budget_bytes * 2},
     }[word]
     assert exact(replace(problem, **lifted))[0] > plan.largest_rank
 
@@ -194,6 +196,9 @@ def test_binding_says_what_the_next_rank_lacks(seed: int, has_time_limit: bool) 
     no_speed_limit = feasible(replace(problem, max_frequency_hz=1e300), rank)
     capped = max_rank == problem.rank_cap
     np.testing.assert_array_equal(words == "rank-cap", capped)
+    full = ~capped & (problem.workload.memory_bytes(rank) > problem.memory_budget_bytes)
+    np.testing.assert_array_equal(words == "memory", full)
+    capped |= full
     np.testing.assert_array_equal(words == "latency", ~capped & (airtime_s >= problem.deadline_s))
     assert np.all(words[no_energy_limit & ~capped] == "energy")
     assert np.all(words[no_speed_limit & ~capped] == "frequency")
@@ -208,6 +213,7 @@ def test_binding_says_what_the_next_rank_lacks(seed: int, has_time_limit: bool) 
         ({"energy_budget_j": np.array([1.05]), "latency_budget_s": 2.25}, "energy", 1.1 + 0.64, 1.05, "J"),  # W < 0
         ({"energy_budget_j": np.array([1.4]), "latency_budget_s": 2.25}, "energy", 1.1 + 0.64, 1.4, "J"),  # 0.8 GHz
         ({"latency_budget_s": 1.5}, "frequency", 2e9, 1e9, "Hz"),
+        ({"workload": REMEMBERING, "memory_budget_bytes": 7.5e8}, "memory", 8e8, 7.5e8, "bytes"),
         ({"latency_budget_s": np.inf, "energy_budget_j": np.array([0.9])}, "energy", 1.1, 0.9, "J"),
         ({"latency_budget_s": np.inf, "uplink_bps": np.zeros(1)}, "latency", np.inf, np.inf, "s"),
         (

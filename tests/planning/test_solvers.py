@@ -45,6 +45,7 @@ def brute_force(problem: Problem) -> np.ndarray:
         fits = (up_s + down_s < problem.deadline_s) & (slowest_hz <= problem.max_frequency_hz)
         # The slowest clock may be 0 where there is no time limit; what the clock costs must then still be above 0.
         fits &= (least_j <= problem.energy_budget_j) & (fixed_j < problem.energy_budget_j)
+        fits &= work.memory_bytes.constant + rank * work.memory_bytes.per_rank <= problem.memory_budget_bytes
         best[fits & (rank <= problem.rank_cap)] = rank
     return best
 
@@ -72,7 +73,7 @@ def test_solvers_equal_brute_force_without_limits_and_costs(
 ) -> None:
     problem = random_problem(seed, 100, has_time_limit=has_time_limit, may_be_free=True)
     if not has_energy_limit:
-        problem = replace(problem, energy_budget_j=np.inf)
+        problem = replace(problem, energy_budget_j=np.inf, memory_budget_bytes=np.inf)
     found = OPTIMAL_SOLVERS[name](problem)
     np.testing.assert_array_equal(found, brute_force(problem))
     if not has_time_limit and not has_energy_limit:
@@ -174,6 +175,9 @@ def scip_rank(problem: Problem) -> int:
     model.addCons(tau + airtime[0] + airtime[1] * rank <= 1)
     model.addCons(power * load**3 <= (left - fixed_j[1] / budget_j * rank) * tau**2)
     model.addCons(fixed_j[1] / budget_j * rank <= left)
+    if np.isfinite(room := problem.memory_budget_bytes[0]):
+        memory = work.memory_bytes
+        model.addCons(float(memory.constant[0] / room) + float(memory.per_rank[0] / room) * rank <= 1)
     model.setObjective(rank, "maximize")
     model.optimize()
     return round(model.getObjVal()) if model.getStatus() == "optimal" else 0
@@ -248,7 +252,8 @@ def test_algorithm_1_as_printed_returns_an_infeasible_rank() -> None:
 
 
 @pytest.mark.parametrize(
-    "budget", ["latency_budget_s", "energy_budget_j", "max_frequency_hz", "uplink_bps", "downlink_bps"]
+    "budget",
+    ["latency_budget_s", "energy_budget_j", "max_frequency_hz", "uplink_bps", "downlink_bps", "memory_budget_bytes"],
 )
 @given(seed=seeds, factor=st.floats(1.0, 100.0))
 @deterministic
@@ -293,6 +298,7 @@ def test_random_frequency_is_the_best_rank_at_its_frequency(seed: int) -> None:
         fits = problem.workload.cycles(rank) / frequency_hz + airtime_s <= problem.deadline_s
         fits &= energy_j(problem, rank, frequency_hz) <= problem.energy_budget_j
         fits &= (rank <= problem.rank_cap) & np.isfinite(airtime_s)
+        fits &= work.memory_bytes(rank) <= problem.memory_budget_bytes
         best[fits] = rank
     np.testing.assert_array_equal(random_frequency(problem, frequency_hz), best)
 

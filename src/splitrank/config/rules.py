@@ -140,7 +140,8 @@ def _server_optimizer(config: Config) -> Iterable[str]:
 
 
 def _planning(config: Config) -> Iterable[str]:
-    chooses_hz = config.planner.method != "random-frequency"
+    yield from _objective(config)
+    chooses_hz = config.planner.method != "random-frequency" and config.planner.objective == "largest-rank"
     if math.isinf(config.budget.latency_s) and chooses_hz and config.planner.frequency_policy == "least-energy":
         yield (
             'planner.frequency_policy must be "least-latency" where budget.latency_s = inf, got "least-energy", '
@@ -148,6 +149,46 @@ def _planning(config: Config) -> Iterable[str]:
         )
     if config.planner.where == "client" and config.planner.method == "random-frequency":
         yield 'planner.where must be "server" for planner.method = "random-frequency", a baseline, got "client"'
+    if config.planner.where == "client" and config.planner.bandwidth == "joint":
+        yield (
+            'planner.where must be "server" for planner.bandwidth = "joint", where one client\'s sub-band depends on '
+            'what the others need, got "client"'
+        )
+    shares = config.planner.bandwidth == "joint" and config.planner.participation == "worth"
+    if shares and config.radio.downlink == "broadcast":
+        yield (
+            'planner.participation must be "all" for radio.downlink = "broadcast" and planner.bandwidth = "joint", '
+            'where the slowest participant decides everybody\'s rate, got "worth"; try radio.downlink = "unicast"'
+        )
+    is_measured = config.workload.model == "measured" and config.client.seconds_per_sample is None
+    if is_measured and config.planner.bandwidth == "joint":
+        yield (
+            'planner.bandwidth must be "equal" where machines and links are measured, whose band nobody can share out, '
+            'got "joint"; leave it out'
+        )
+
+
+def _objective(config: Config) -> Iterable[str]:
+    """Check what a plan is for, and the smallest rank."""
+    planner, rule = config.planner, config.federation.aggregation
+    plans_rank = METHOD_TRAITS[config.adapter.method].has_rank and config.adapter.rank is None
+    if math.isinf(config.budget.latency_s) and planner.objective == "least-energy":
+        yield (
+            'planner.objective must be "largest-rank" or "least-latency" where budget.latency_s = inf, got '
+            '"least-energy", which would stop the clock'
+        )
+    if planner.objective != "largest-rank" and planner.rank_policy == "per-client" and plans_rank:
+        yield (
+            f'planner.rank_policy must be "common" for planner.objective = "{planner.objective}", with which all train '
+            'at planner.min_rank, got "per-client"'
+        )
+    if plans_rank and planner.min_rank > planner.max_rank:
+        yield f"planner.min_rank must be at most planner.max_rank = {planner.max_rank}, got {planner.min_rank}"
+    if plans_rank and planner.min_rank > 1 and "prunes" in RULE_TRAITS[rule].tags:
+        yield (
+            f'planner.min_rank must be 1 for federation.aggregation = "{rule}", whose clients prune their ranks, got '
+            f"{planner.min_rank}"
+        )
 
 
 def _measured_numbers(config: Config) -> Iterable[str]:
@@ -188,10 +229,12 @@ def _selection(config: Config) -> Iterable[str]:
             'federation.over_selection must be 0 for planner.where = "client", where planned times stay with the '
             f"clients, got {federation.over_selection:g}"
         )
-    if planner.method != "random-frequency" and planner.frequency_policy == "least-energy":
+    goal = planner.frequency_policy if planner.objective == "largest-rank" else planner.objective
+    if planner.method != "random-frequency" and goal == "least-energy":
+        key = "frequency_policy" if planner.objective == "largest-rank" else "objective"
         yield (
-            'federation.over_selection must be 0 for planner.frequency_policy = "least-energy", with which all end '
-            f'at the deadline, got {federation.over_selection:g}; try planner.frequency_policy = "least-latency"'
+            f'federation.over_selection must be 0 for planner.{key} = "least-energy", with which all end '
+            f'at the deadline, got {federation.over_selection:g}; try planner.{key} = "least-latency"'
         )
 
 

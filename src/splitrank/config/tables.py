@@ -326,7 +326,9 @@ class RadioTable(Table):
     """The links. Powers in W, gains and noise linear; only the noise density and figure are in dB."""
 
     bandwidth_hz: PositivePerClient | None = Field(None, description="each client's sub-band")
-    total_bandwidth_hz: Positive | None = Field(None, description="a band that the clients share equally")
+    total_bandwidth_hz: Positive | None = Field(
+        None, description="a band that the clients share, see `planner.bandwidth`"
+    )
     uplink_power_w: PositivePerClient = Field(Uniform(low=0.02, high=0.1), description="transmit power of a client")
     downlink_power_w: PositivePerClient = Field(1.0, description="transmit power towards a client")
     large_scale_gain: Annotated[PositivePerClient | None, _DRAWS_GAINS] = Field(
@@ -384,7 +386,9 @@ class PlannerTable(Table):
         "common", description='one rank for all, that of the weakest; `"per-client"`: each client\'s own largest'
     )
     frequency_policy: Annotated[
-        Literal["least-energy", "least-latency"], other_than("planner.method", "random-frequency")
+        Literal["least-energy", "least-latency"],
+        other_than("planner.method", "random-frequency"),
+        one_of("planner.objective", ("largest-rank",)),
     ] = Field(
         "least-energy",
         description="of the frequencies with which a client meets its budgets, the lowest or the highest; without "
@@ -396,6 +400,35 @@ class PlannerTable(Table):
     )
     where: Literal["server", "client"] = Field(
         "server", description='`"client"`, through Flower: each client plans for itself and tells only its largest rank'
+    )
+    bandwidth: Annotated[
+        Literal["equal", "joint"], given("radio.total_bandwidth_hz"), other_than("planner.method", "random-frequency")
+    ] = Field(
+        "equal",
+        description='how the clients share `radio.total_bandwidth_hz`: in equal shares, or `"joint"`: together with '
+        "the rank, so that whoever needs more of the band gets more",
+    )
+    objective: Annotated[
+        Literal["largest-rank", "least-energy", "least-latency"], other_than("planner.method", "random-frequency")
+    ] = Field(
+        "largest-rank",
+        description="what a plan is for: the largest rank that fits the budgets; or at rank `planner.min_rank`, or the "
+        'fixed one, `"least-energy"`: what all spend together, or `"least-latency"`: the time of the slowest',
+    )
+    min_rank: Annotated[Count, _HAS_RANK, _PLANS_RANK] = Field(
+        1, description="smallest rank at which a client takes part"
+    )
+    participation: Annotated[
+        Literal["all", "worth"],
+        _HAS_RANK,
+        _PLANS_RANK,
+        left_out("federation.clients_per_round"),
+        one_of("planner.objective", ("largest-rank",)),
+        one_of("planner.rank_policy", ("common",)),
+    ] = Field(
+        "all",
+        description='who takes part: all who can, or `"worth"`: those for whom Σ n·log(1 + rank), n being their texts, '
+        "is largest, so that a weak client does not hold the others down; at least `federation.min_clients`",
     )
 
 

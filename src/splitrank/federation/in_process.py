@@ -93,7 +93,9 @@ class InProcessClients:
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan; whether the server or each client makes it is all the same here."""
-        return plan_round(self.config, problem, state.round + 1, require_all=False, ledger=state.ledger)
+        return plan_round(
+            self.config, problem, state.round + 1, require_all=False, ledger=state.ledger, samples=self.texts.samples
+        )
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update]:
         """Train every participant of the plan, one after the other."""

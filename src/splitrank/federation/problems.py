@@ -5,6 +5,7 @@ This module loads neither torch nor transformers: `splitrank plan` lives on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from splitrank.config import Config
 from splitrank.errors import ConfigError
-from splitrank.federation.costs import at_global_rank, epochs_trained, round_workload
+from splitrank.federation.costs import at_global_rank, epochs_trained, round_memory, round_workload
 from splitrank.federation.per_client import per_client
 from splitrank.federation.radio import gains, noise_w, sub_bands_hz
 from splitrank.federation.selection import Ledger, choice_of, num_chosen, selects
@@ -27,7 +28,7 @@ from splitrank.planning.plan import Plan, make_plan
 from splitrank.planning.problem import FloatArray, IntArray, Problem, feasible
 from splitrank.planning.solvers.random_frequency import draw_frequency_hz
 from splitrank.planning.workload import Workload, measured_workload
-from splitrank.traits import RuleTraits
+from splitrank.traits import RULE_TRAITS, RuleTraits
 
 # Settings at the ends of what a float can hold overflow; infinity then means infeasible, or is refused by name.
 _EXTREMES_ARE_INFEASIBLE = np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -44,7 +45,10 @@ def _problem(**quantities: Any) -> Problem:
 def _ranks(config: Config, shape: EncoderShape) -> dict[str, IntArray]:
     """Return the ranks between which the planner chooses; floor and ceiling are the fixed rank where there is one."""
     num_clients, cap, fixed = config.federation.num_clients, rank_cap(config, shape), fixed_rank(config)
-    ranks = {"rank_cap": cap} if fixed is None else {"rank_cap": cap, "rank_floor": fixed, "rank_ceiling": fixed}
+    floor = config.planner.min_rank if fixed is None else fixed
+    ranks = {"rank_cap": cap, "rank_floor": floor}
+    if fixed is not None:
+        ranks["rank_ceiling"] = fixed
     return {name: np.full(num_clients, rank, dtype=np.int64) for name, rank in ranks.items()}
 
 
@@ -54,7 +58,8 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
 
     Args:
         require_all: whether all clients must take part. Otherwise a broadcast runs at the rate of the slowest client
-            that could take part at its own rate, chosen or not; one that could not even so holds nobody up.
+            that could take part at its own rate, chosen or not; one that could not even so holds nobody up. Where the
+            band is shared together with the rank the plan finds the slowest participant.
     """
     radio, client, budget = config.radio, config.client, config.budget
     bandwidth_hz = sub_bands_hz(config)
@@ -67,6 +72,18 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
     if radio.downlink == "broadcast" and radio.total_bandwidth_hz is not None and selects(config):
         # The whole band is that of as many as take part, not of all.
         downlink_bps *= num_chosen(config) / config.federation.num_clients
+    band = None
+    if radio.total_bandwidth_hz is not None:
+        band = link.Band(
+            radio.total_bandwidth_hz,
+            num_chosen(config),
+            uplink_gain * uplink_power_w / uplink_noise_w,
+            downlink_gain * _alike(downlink_power_w) / downlink_noise_w,
+            is_broadcast=radio.downlink == "broadcast",
+        )
+    if is_joint := config.planner.bandwidth == "joint":
+        assert band is not None
+        downlink_bps = band.downlink_bps(bandwidth_hz)
     problem = _problem(
         workload=workload,
         uplink_bps=link.shannon_bps(bandwidth_hz, uplink_gain, uplink_power_w, uplink_noise_w),
@@ -79,14 +96,20 @@ def round_problem(config: Config, shape: EncoderShape, workload: Workload, round
         **_ranks(config, shape),
         latency_budget_s=budget.latency_s,
         latency_margin=config.planner.latency_margin,
+        band=band,
     )
-    if radio.downlink == "unicast":
+    if radio.downlink == "unicast" or is_joint:
         return problem
     heard = feasible(problem, problem.rank_floor)
     if require_all or not heard.any():
         heard = np.ones_like(heard)
     slowest_bps = problem.downlink_bps[heard].min()
     return replace(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
+
+
+def _alike(power_w: FloatArray) -> FloatArray:
+    """Return the power of a sub-band where the server spreads all its power evenly over the band."""
+    return power_w if np.all(power_w == power_w[0]) else np.full_like(power_w, power_w.mean())
 
 
 @dataclass(frozen=True)
@@ -129,18 +152,17 @@ def measured_problem(
     Args:
         turn, rule, merged: as for :func:`costs.round_workload`.
     """
+    workload = measured_workload(
+        measured.seconds_per_sample,
+        measured.seconds_per_sample_per_rank,
+        measured.reference_frequency_hz,
+        texts.samples,
+        epochs_trained(config),
+        payload(config, shape, turn, rule, merged),
+    )
+    workload = at_global_rank(workload, config)
     return _problem(
-        workload=at_global_rank(
-            measured_workload(
-                measured.seconds_per_sample,
-                measured.seconds_per_sample_per_rank,
-                measured.reference_frequency_hz,
-                texts.samples,
-                epochs_trained(config),
-                payload(config, shape, turn, rule, merged),
-            ),
-            config,
-        ),
+        workload=replace(workload, memory_bytes=round_memory(config, shape, texts)),
         uplink_bps=measured.uplink_bps,
         downlink_bps=measured.downlink_bps,
         uplink_power_w=per_client(config.radio.uplink_power_w, "radio.uplink_power_w", config),
@@ -172,6 +194,7 @@ def plan_round(
     require_all: bool,
     ledger: Ledger = MappingProxyType({}),
     told_max_rank: IntArray | None = None,
+    samples: FloatArray | None = None,
 ) -> Plan:
     """Choose who takes part, ranks and every client's frequency for a round, as the settings say.
 
@@ -182,6 +205,7 @@ def plan_round(
             plan for all) or sits out (a run); of no effect where clients are chosen.
         ledger: what is remembered of earlier rounds' choices; nothing before the first.
         told_max_rank: as for :func:`make_plan`.
+        samples: training texts of each client, > 0, shape (I,); ``client.samples`` if None.
     """
     planner = config.planner
     frequency_hz = None
@@ -193,10 +217,33 @@ def plan_round(
         method=planner.method,
         frequency_policy=planner.frequency_policy,
         rank_policy=planner.rank_policy,
+        bandwidth=planner.bandwidth,
+        objective=planner.objective,
+        participation=planner.participation,
         frequency_hz=frequency_hz,
         told_max_rank=told_max_rank,
     )
+    if planner.participation == "worth":
+        return _worth_it(config, make, samples)
     if not selects(config):
         return make(require_all=require_all)
-    choice = choice_of(config, make(require_all=False), ledger, round)
+    choice = choice_of(config, make(bandwidth="equal", require_all=False), ledger, round)
     return replace(make(require_all=False, chosen=choice.chosen), reasons=choice.reasons)
+
+
+def _worth_it(config: Config, make: Callable[..., Plan], samples: FloatArray | None) -> Plan:
+    """Plan for those who are worth it; for a rule under which every client counts the same all weigh the same."""
+    traits = RULE_TRAITS[config.federation.aggregation]
+    if samples is None:
+        samples = nominal_text_stats(config).samples
+    plan = make(
+        weights=None if "unweighted" in traits.tags else samples,
+        min_clients=max(config.federation.min_clients, traits.min_updates),
+    )
+    if plan.chosen is None:
+        return plan
+    left_out = ~plan.chosen & (plan.shortfalls.constraint == "")
+    return replace(plan, reasons=tuple(_NOT_WORTH_IT if out else "" for out in left_out.tolist()))
+
+
+_NOT_WORTH_IT = "the others' larger rank is worth more"

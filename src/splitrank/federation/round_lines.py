@@ -37,7 +37,8 @@ def round_lines(rounds: Iterable[RoundRecord], config: Config, run: Path | None 
         if chosen := [client.client for client in record.planned if client.chosen]:
             late = [client.client for client in record.planned if client.late]
             came_late = f"; of these {listed(late)} came too late" if late else ""
-            lines.append(f"      chosen ({config.federation.selection}): {listed(chosen)}{came_late}")
+            how = "worth it" if config.planner.participation == "worth" else config.federation.selection
+            lines.append(f"      chosen ({how}): {listed(chosen)}{came_late}")
         yield header + "\n".join(lines)
         header = ""
 

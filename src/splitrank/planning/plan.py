@@ -5,26 +5,34 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitrank.planning.bandwidth import (
+    Allocation,
+    Shares,
+    allocate,
+    at_bands,
+    common_rank_shares,
+    least_time_shares,
+)
+from splitrank.planning.bandwidth_energy import least_energy_shares
+from splitrank.planning.bandwidth_per_client import per_client_shares
+from splitrank.planning.limits import UNITS, Shortfalls, band_shortfalls, binding, shortfalls
+from splitrank.planning.participation import worth_at_equal_shares, worth_on_shared_band
 from splitrank.planning.problem import (
-    UNITS,
     BoolArray,
     FloatArray,
     IntArray,
     Problem,
-    Shortfalls,
-    binding,
     compute_s,
     downlink_s,
     energy_j,
     frequency_range_hz,
     latency_s,
-    shortfalls,
     uplink_s,
 )
 from splitrank.planning.solvers.bisection import bisection
@@ -36,8 +44,18 @@ from splitrank.records import ClientPlan, Shortfall
 Method = Literal["exact", "bisection", "branch-and-bound", "random-frequency"]
 FrequencyPolicy = Literal["least-energy", "least-latency"]
 RankPolicy = Literal["common", "per-client"]
+Bandwidth = Literal["equal", "joint"]
+Objective = Literal["largest-rank", "least-energy", "least-latency"]
+Participation = Literal["all", "worth"]
 
-_CHOICES = {"method": Method, "frequency_policy": FrequencyPolicy, "rank_policy": RankPolicy}
+_CHOICES = {
+    "method": Method,
+    "frequency_policy": FrequencyPolicy,
+    "rank_policy": RankPolicy,
+    "bandwidth": Bandwidth,
+    "objective": Objective,
+    "participation": Participation,
+}
 
 OPTIMAL_SOLVERS = {"exact": exact, "bisection": bisection, "branch-and-bound": branch_and_bound}
 
@@ -62,11 +80,15 @@ class Plan:
         downlink_s: T_dl [s].
         latency_s: T [s].
         energy_j: E [J].
-        binding: what blocks ``max_rank`` + 1, for every client: ``"rank-cap"``, ``"latency"`` (airtime alone),
-            ``"energy"`` or ``"frequency"`` (the processor at full speed).
+        binding: what blocks ``max_rank`` + 1, for every client: ``"rank-cap"``, ``"memory"``, ``"latency"``
+            (airtime alone), ``"energy"`` or ``"frequency"`` (the processor at full speed).
         shortfalls: what blocks each client that cannot take part, and by how much.
         chosen: clients that were asked to take part; None where all are.
         reasons: what decided for or against each client; empty where all are asked.
+        bandwidth_hz: sub-band [Hz] where the band is shared together with the rank; NaN where it is not, and where the
+            client does not take part. Rates and ``max_rank`` are those of the sub-band.
+        gap: for a status of ``"feasible"``, by which share of a bound the utility, Σ log(1 + r) or Σ n·log(1 + r), may
+            be below the best; 0 for an optimum, and where there is no bound.
     """
 
     status: Literal["optimal", "feasible", "infeasible"]
@@ -86,6 +108,11 @@ class Plan:
     shortfalls: Shortfalls
     chosen: BoolArray | None = None
     reasons: tuple[str, ...] = ()
+    bandwidth_hz: FloatArray = field(default_factory=lambda: np.full((), np.nan))
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bandwidth_hz", np.broadcast_to(self.bandwidth_hz, self.rank.shape))
 
     @property
     def largest_rank(self) -> int:
@@ -119,11 +146,25 @@ def _broken_choices(problem: object, chosen: Mapping[str, str], told: Mapping[st
             f"frequency_hz must be given for method 'random-frequency' and only then, got {chosen['method']!r}; "
             "splitrank.planning.solvers.random_frequency.draw_frequency_hz draws it"
         )
-    is_least_energy = chosen["frequency_policy"] == "least-energy"
-    if not is_drawn and not is_private and is_least_energy and math.isinf(problem.latency_budget_s):
-        problems.append(
-            "frequency_policy must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'"
-        )
+    goes_for_rank = chosen["objective"] == "largest-rank"
+    key = "frequency_policy" if goes_for_rank else "objective"
+    if not is_drawn and not is_private and chosen[key] == "least-energy" and math.isinf(problem.latency_budget_s):
+        problems.append(f"{key} must be 'least-latency' where latency_budget_s is infinite, got 'least-energy'")
+    if not goes_for_rank and (is_drawn or chosen["rank_policy"] == "per-client"):
+        what = "frequency_hz is drawn" if is_drawn else "rank_policy is 'per-client'"
+        problems.append(f"objective must be 'largest-rank' where {what}, got {chosen['objective']!r}")
+    if chosen["participation"] == "worth":
+        if not goes_for_rank or chosen["rank_policy"] == "per-client":
+            what = "ranks are the clients' own" if goes_for_rank else f"objective is {chosen['objective']!r}"
+            problems.append(f"participation must be 'all' where {what}, and nobody holds others down, got 'worth'")
+        if chosen["bandwidth"] == "joint" and problem.band is not None and problem.band.is_broadcast:
+            problems.append("participation must be 'all' for a broadcast on a band that is shared, got 'worth'")
+    if chosen["bandwidth"] == "joint":
+        if problem.band is None:
+            problems.append("bandwidth must be 'equal' for a problem without a band, got 'joint'; give it Problem.band")
+        if is_drawn or is_private:
+            what = "frequency_hz is drawn" if is_drawn else "told_max_rank stays with the clients"
+            problems.append(f"bandwidth must be 'equal' where {what}, got 'joint'")
     return problems
 
 
@@ -133,10 +174,15 @@ def make_plan(
     method: Method = "exact",
     frequency_policy: FrequencyPolicy = "least-energy",
     rank_policy: RankPolicy = "common",
+    bandwidth: Bandwidth = "equal",
+    objective: Objective = "largest-rank",
+    participation: Participation = "all",
     require_all: bool = True,
     frequency_hz: FloatArray | None = None,
     told_max_rank: IntArray | None = None,
     chosen: BoolArray | None = None,
+    weights: FloatArray | None = None,
+    min_clients: int = 1,
 ) -> Plan:
     """Plan one round: the largest rank, common or each client's own, and a frequency for every client.
 
@@ -176,8 +222,15 @@ def make_plan(
         method: ``"exact"``, ``"bisection"`` and ``"branch-and-bound"`` find the same optimum; ``"random-frequency"``
             finds the largest rank at frequencies that were drawn.
         frequency_policy: ``"least-energy"`` takes the lowest frequency that is in time, ``"least-latency"`` the
-            highest that is within the energy budget; of no effect where frequencies are given or stay private.
+            highest that is within the energy budget; of no effect where frequencies are given or stay private, or the
+            objective is another than the largest rank.
         rank_policy: ``"common"`` gives all the rank that the weakest can do, ``"per-client"`` each its own.
+        bandwidth: ``"equal"`` takes the rates of the problem, ``"joint"`` shares its band together with the rank (see
+            `bandwidth`), or with a rank for each client (see `bandwidth_per_client`).
+        objective: ``"largest-rank"``; or at the rank floors ``"least-energy"``, what all spend together, or
+            ``"least-latency"``, the time of the slowest, each of frequencies and of a shared band.
+        participation: ``"all"``, or ``"worth"``: those for whom Σ n_i·log(1 + r) is largest, see `participation`.
+            Nobody is then required.
         require_all: whether a client that cannot do its rank floor makes the plan infeasible; otherwise it sits the
             round out.
         frequency_hz: drawn frequencies [Hz], shape (I,), for ``"random-frequency"`` and no other method.
@@ -187,6 +240,9 @@ def make_plan(
             and "private" for what binds.
         chosen: who is asked to take part, bool, shape (I,); everybody if None. Nobody else's rank counts for the common
             one, nor can it make the plan infeasible.
+        weights: n_i, what each client counts where participation must be worth it, > 0, shape (I,); None if all count
+            the same.
+        min_clients: how many must at least take part there, >= 1.
 
     Returns:
         the plan; an infeasible one has no participants, all of whose ranks are 0.
@@ -197,26 +253,48 @@ def make_plan(
             there is no time limit.
     """
     is_private = told_max_rank is not None
-    choices = {"method": method, "frequency_policy": frequency_policy, "rank_policy": rank_policy}
-    problems = _broken_choices(
-        problem, choices, {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen}
-    )
+    choices = {
+        "method": method,
+        "frequency_policy": frequency_policy,
+        "rank_policy": rank_policy,
+        "bandwidth": bandwidth,
+        "objective": objective,
+        "participation": participation,
+    }
+    told = {"frequency_hz": frequency_hz, "told_max_rank": told_max_rank, "chosen": chosen, "weights": weights}
+    problems = _broken_choices(problem, choices, told)
     if problems:
         raise ValueError("\n".join(problems))
-    if told_max_rank is not None:
-        max_rank = told_max_rank
-    else:
-        max_rank = OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
-
+    if objective != "largest-rank":
+        frequency_policy, problem = objective, replace(problem, rank_ceiling=problem.rank_floor)
+    everybody = np.ones(problem.num_clients, np.bool_)
+    asked, shared, gap = everybody if chosen is None else chosen, None, 0.0
+    if participation == "worth":
+        counts = np.ones(problem.num_clients) if weights is None else weights
+        if bandwidth == "joint":
+            worth = worth_on_shared_band(problem, asked, counts, min_clients)
+        else:
+            most = _max_rank(problem, method, frequency_hz, told_max_rank)
+            able = asked & (most >= problem.rank_floor)
+            worth = worth_at_equal_shares(able, np.minimum(most, problem.rank_ceiling), counts, min_clients)
+        asked, gap, require_all = worth.members, worth.gap, False
+        if not asked.all():
+            chosen = asked
+    if bandwidth == "joint":
+        shares = per_client_shares if rank_policy == "per-client" else _SHARES[objective]
+        whole_band, shared = problem, allocate(problem, asked, shares, require_all=require_all)
+        problem = at_bands(problem, shared.bandwidth_hz)
+    max_rank = _max_rank(problem, method, frequency_hz, told_max_rank)
     able = max_rank >= problem.rank_floor
-    everybody = np.ones_like(able)
-    asked = everybody if chosen is None else chosen
-    participants = np.zeros_like(able) if require_all and not np.all(able[asked]) else able & asked
+    if shared is not None:
+        participants, rank = shared.participants, shared.rank
+    else:
+        participants = np.zeros_like(able) if require_all and not np.all(able[asked]) else able & asked
+        allowed = np.minimum(max_rank, problem.rank_ceiling)
+        if rank_policy == "common":
+            allowed = np.broadcast_to(np.min(allowed, where=participants, initial=np.max(allowed)), allowed.shape)
+        rank = np.where(participants, allowed, 0)
     planned = bool(np.any(participants))
-    allowed = np.minimum(max_rank, problem.rank_ceiling)
-    if rank_policy == "common":
-        allowed = np.broadcast_to(np.min(allowed, where=participants, initial=np.max(allowed)), allowed.shape)
-    rank = np.where(participants, allowed, 0)
     at_rank = np.maximum(rank, 1)  # of clients that do not take part nothing is shown
 
     def taking_part(values: FloatArray) -> FloatArray:
@@ -226,8 +304,12 @@ def make_plan(
     low_hz, high_hz = (private, private) if is_private else frequency_range_hz(problem, at_rank)
     planned_hz = low_hz if frequency_policy == "least-energy" else high_hz
     chosen_hz = taking_part(planned_hz if frequency_hz is None else frequency_hz)
+    lacking = shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz)
+    if shared is not None:
+        lacking = _lacking_band(lacking, whole_band, shared)
+    is_optimal = method in OPTIMAL_SOLVERS and gap == 0 and (shared is None or shared.is_optimal)
     return Plan(
-        status="infeasible" if not planned else "optimal" if method in OPTIMAL_SOLVERS else "feasible",
+        status="infeasible" if not planned else "optimal" if is_optimal else "feasible",
         method=method,
         rank=rank,
         participants=participants,
@@ -241,13 +323,42 @@ def make_plan(
         latency_s=latency_s(problem, at_rank, chosen_hz),
         energy_j=energy_j(problem, at_rank, chosen_hz),
         binding=np.full(problem.num_clients, "private") if is_private else binding(problem, max_rank, frequency_hz),
-        shortfalls=shortfalls(problem, problem.rank_floor, everybody if is_private else able, frequency_hz),
+        shortfalls=lacking,
         chosen=chosen,
+        bandwidth_hz=np.full((), np.nan) if shared is None else shared.bandwidth_hz,
+        gap=gap if shared is None else max(gap, shared.gap),
     )
+
+
+def _max_rank(
+    problem: Problem, method: Method, frequency_hz: FloatArray | None, told_max_rank: IntArray | None
+) -> IntArray:
+    if told_max_rank is not None:
+        return told_max_rank
+    return OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
+
+
+_SHARES: Mapping[Objective, Shares] = {
+    "largest-rank": common_rank_shares,
+    "least-energy": least_energy_shares,
+    "least-latency": least_time_shares,
+}
+
+
+def _lacking_band(found: Shortfalls, problem: Problem, shared: Allocation) -> Shortfalls:
+    """Return shortfalls where clients share a band: nobody that has a sub-band lacks anything."""
+    band, least_hz = problem.band, np.where(shared.participants, np.nan, shared.least_hz)
+    assert band is not None
+    if not np.any(least_hz > band.share_hz):
+        return found
+    on_whole_band = at_bands(problem, np.full(problem.num_clients, band.total_hz))
+    beyond = shortfalls(on_whole_band, problem.rank_floor, ~np.isinf(least_hz))
+    return band_shortfalls(found, beyond, least_hz, band.share_hz)
 
 
 def client_plans(plan: Plan, problem: Problem) -> list[ClientPlan]:
     """Return every client's part of a plan in plain Python types; a number that is not finite becomes None."""
+    problem = at_bands(problem, plan.bandwidth_hz)
 
     def number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
@@ -271,6 +382,7 @@ def client_plans(plan: Plan, problem: Problem) -> list[ClientPlan]:
             shortfall=_shortfall(plan.shortfalls, i),
             chosen=None if plan.chosen is None else bool(plan.chosen[i]),
             chosen_by=plan.reasons[i] or None if plan.reasons else None,
+            bandwidth_hz=number(plan.bandwidth_hz[i]),
         )
         for i in range(problem.num_clients)
     ]
@@ -294,4 +406,5 @@ def plan_json(plan: Plan, problem: Problem) -> dict[str, Any]:
     The common rank is None where ranks differ. A client that cannot take part has a ``"shortfall"``.
     """
     clients = [client.to_json() for client in client_plans(plan, problem)]
-    return {"status": plan.status, "method": plan.method, "rank": plan.common_rank, "clients": clients}
+    gap = {"gap": plan.gap} if plan.gap else {}
+    return {"status": plan.status, "method": plan.method, "rank": plan.common_rank, "clients": clients, **gap}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splitrank.planning.link import Band
 from splitrank.planning.quantities import Array, Range, as_array, as_arrays, broken
 from splitrank.planning.workload import Affine, Rank, Workload
 
@@ -40,9 +41,13 @@ _RANGES = {
     "rank_cap": Range("give the largest rank that makes sense", least=1),
     "overhead_s": Range("give seconds"),
     "joules_per_cycle": Range("give joules"),
+    "memory_budget_bytes": Range("give bytes", is_positive=True, no_limit=True),
     "rank_floor": Range("leave it out for 1", least=1),
     "rank_ceiling": Range("leave it out for rank_cap", least=0),  # 0 stands for one that was left out
 }
+
+
+_SNR = ("uplink_snr", "downlink_snr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,9 @@ class Problem:
         rank_floor: the smallest rank at which a client may take part, int64, >= 1; 1 if left out.
         rank_ceiling: the largest that a plan gives it, int64, >= rank_floor; rank_cap if left out. Floor and ceiling
             are both the fixed rank where there is one.
+        band: the band that the clients share, None where each has a sub-band of its own. The rates are those of equal
+            shares; in a broadcast ``downlink_bps`` is what each client could receive on the whole band.
+        memory_budget_bytes: what training may hold in memory [bytes], > 0, infinite for no limit; infinite if left out.
 
     Raises:
         ValueError: one line for each rule that is broken, all at once.
@@ -108,6 +116,8 @@ class Problem:
     joules_per_cycle: FloatArray = field(default_factory=lambda: np.zeros(()))
     rank_floor: IntArray = field(default_factory=lambda: np.ones((), np.int64))
     rank_ceiling: IntArray = field(default_factory=lambda: np.zeros((), np.int64))
+    band: Band | None = None
+    memory_budget_bytes: FloatArray = field(default_factory=lambda: np.full((), np.inf))
 
     def __post_init__(self) -> None:
         if not isinstance(self.workload, Workload):
@@ -123,6 +133,7 @@ class Problem:
                 allowed = limits.allows(arrays[name])
                 problems += broken(name, arrays[name], allowed, limits.rule, limits.hint)
         problems += [*_broken_costs(arrays), *_broken_budget(self.latency_budget_s, self.latency_margin)]
+        problems += _broken_band(self.band, arrays)
         if not problems:
             self._take(arrays)
             reached = self.rank_ceiling >= self.rank_floor
@@ -143,6 +154,11 @@ class Problem:
             for name, cost in vars(self.workload).items()
         }
         object.__setattr__(self, "workload", Workload(**costs))
+        if self.band is not None:
+            uplink_snr, downlink_snr = (
+                np.broadcast_to(getattr(self.band, name), self.uplink_bps.shape) for name in _SNR
+            )
+            object.__setattr__(self, "band", replace(self.band, uplink_snr=uplink_snr, downlink_snr=downlink_snr))
 
     @property
     def num_clients(self) -> int:
@@ -158,7 +174,7 @@ class Problem:
 def _broken_costs(arrays: Mapping[str, Array]) -> list[str]:
     """Return sentences about costs that fall with the rank, or are below 0 at rank 1."""
     problems = []
-    for name in ("workload.cycles", "workload.uplink_bits", "workload.downlink_bits"):
+    for name in (f"workload.{cost.name}" for cost in fields(Workload)):
         constant, per_rank = arrays.get(f"{name}.constant"), arrays.get(f"{name}.per_rank")
         if constant is not None and per_rank is not None:
             hint = "give what each further rank adds"
@@ -181,6 +197,21 @@ def _broken_budget(latency_budget_s: object, latency_margin: object) -> list[str
         rule = "one share for all clients, at least 0 and below 1"
         problems.append(f"latency_margin must be {rule}, got {reprlib.repr(latency_margin)}; 0 keeps no slack")
     return problems
+
+
+def _broken_band(band: object, arrays: Mapping[str, Array]) -> list[str]:
+    """Return sentences about a band that is none, or is not that of these clients."""
+    if band is None:
+        return []
+    if not isinstance(band, Band):
+        return [f"band must be a Band, got {reprlib.repr(band)}; leave it out where each has a sub-band of its own"]
+    num_clients = max((len(values) for values in arrays.values()), default=1)
+    found = {name: len(getattr(band, name)) for name in _SNR}
+    return [
+        f"band.{name} must have one number for each of {num_clients} clients, got {length}"
+        for name, length in found.items()
+        if length not in (1, num_clients)
+    ]
 
 
 def subproblem(problem: Problem, clients: IntArray) -> Problem:
@@ -256,9 +287,10 @@ def compute_slack(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]
 def feasible(problem: Problem, rank: Rank) -> BoolArray:
     """Return whether some frequency lets the client finish this rank in time and within its energy.
 
-    S > 0,  W > 0,  C|D| <= f_max·S,  Ω·(C|D|)³ <= W·S²
+    S > 0,  W > 0,  C|D| <= f_max·S,  Ω·(C|D|)³ <= W·S²,  memory <= M_0
 
-    E1 to E3 with the frequency eliminated and multiplied out, so that a rate of 0 needs no special case.
+    E1 to E3 with the frequency eliminated and multiplied out, so that a rate of 0 needs no special case; memory is a
+    departure, which the paper does not count.
 
     Args:
         problem: the round.
@@ -274,7 +306,20 @@ def feasible(problem: Problem, rank: Rank) -> BoolArray:
         needed = problem.capacitance * cycles * cycles**2
         in_energy = (needed <= spare_j * spare_s**2) & (needed < np.inf)  # beyond a float is beyond no limit, too
     result: BoolArray = (spare_s > 0) & (spare_j > 0) & in_time & in_energy
-    return result
+    if np.all(np.isinf(problem.memory_budget_bytes)):
+        return result
+    return result & (problem.workload.memory_bytes(rank) <= problem.memory_budget_bytes)
+
+
+def memory_rank(problem: Problem) -> FloatArray:
+    """Return the largest real rank with which training stays within its memory, infinite without a limit, shape (I,).
+
+    (M_0 - constant)/per_rank, where rank r takes constant + per_rank·r
+    """
+    memory = problem.workload.memory_bytes
+    left_bytes = problem.memory_budget_bytes - memory.constant
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(memory.per_rank > 0, left_bytes / memory.per_rank, np.where(left_bytes >= 0, np.inf, 0.0))
 
 
 def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatArray]:
@@ -290,7 +335,7 @@ def frequency_range_hz(problem: Problem, rank: Rank) -> tuple[FloatArray, FloatA
         lower and upper end [Hz], shape (I,) each. Where the rank is infeasible the ends are still the formulas'
         (f_lat is infinite if S <= 0, f_en is 0 if W <= 0) and the lower end exceeds the upper one, but for rounding.
         Frequency 0 belongs to no range: the lower end may be 0 where T0 is infinite or there is nothing to compute,
-        and a range that ends at 0 is empty.
+        and a range that ends at 0 is empty. Memory has no say in it.
     """
     cycles = problem.workload.cycles(rank)
     spare_s, spare_j = compute_slack(problem, rank)
@@ -322,90 +367,3 @@ def round_to_feasible(guess: FloatArray, cap: IntArray, fits: Callable[[IntArray
         if not np.any(down | up):
             return rank
         rank = rank + up - down
-
-
-def binding(problem: Problem, max_rank: IntArray, frequency_hz: FloatArray | None = None) -> NDArray[np.str_]:
-    """Return what keeps each client from ``max_rank`` + 1.
-
-    In this order: ``"rank-cap"``; ``"latency"`` if S <= 0, airtime alone uses up T0; ``"energy"`` if W <= 0 or
-    f_en < min(f_lat, f_max); else ``"frequency"``, too slow at full speed.
-
-    Args:
-        problem: the round.
-        max_rank: r_i*, shape (I,).
-        frequency_hz: the frequency, if it was given rather than planned; it then takes the place of f_max.
-
-    Returns:
-        words, shape (I,).
-    """
-    blocked_by = _blocked_by(problem, max_rank + 1, frequency_hz)
-    return np.select(blocked_by, ["rank-cap", "latency", "energy"], default="frequency")
-
-
-def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | None) -> list[BoolArray]:
-    """Return whether cap, airtime or energy rules out a rank that does not fit, the first that does; see `binding`."""
-    ceiling_hz = _ceiling_hz(problem, frequency_hz)
-    cycles = problem.workload.cycles(rank)
-    spare_s, spare_j = compute_slack(problem, rank)
-    # f_en < f_max says it all: where f_lat <= f_max, a rank that does not fit has f_en < f_lat, hence f_en < f_max.
-    with np.errstate(over="ignore"):
-        needed_j = problem.capacitance * cycles * ceiling_hz**2
-    costly = (spare_j <= 0) | (spare_j < needed_j) | ~(needed_j < np.inf)
-    # Not "spare_s <= 0": without a time limit a client without a link has no S at all.
-    return [rank > problem.rank_cap, ~(spare_s > 0), costly]
-
-
-def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray:
-    # fmin: a client for which no frequency could be drawn has NaN and is checked at its f_max.
-    return problem.max_frequency_hz if frequency_hz is None else np.fmin(frequency_hz, problem.max_frequency_hz)
-
-
-UNITS = {"rank-cap": "rank", "latency": "s", "energy": "J", "frequency": "Hz"}
-"""The quantity in which each constraint is measured."""
-
-
-@dataclass(frozen=True)
-class Shortfalls:
-    """Why clients cannot take part: each needs more of something than it has. Arrays of shape (I,).
-
-    Attributes:
-        constraint: a key of `UNITS`, ``""`` for a client that is able.
-        needed: how much the client needs, infinite at rate 0, NaN if able.
-        available: how much it has, NaN if able.
-    """
-
-    constraint: NDArray[np.str_]
-    needed: FloatArray
-    available: FloatArray
-
-
-def shortfalls(problem: Problem, rank: Rank, able: BoolArray, frequency_hz: FloatArray | None = None) -> Shortfalls:
-    """Return what blocks a rank, and by how much, for each client that cannot do it.
-
-    ``"latency"``: airtime against the deadline [s]; ``"energy"``: all the energy of the round at f_lat, or at f_max
-    where f_lat is above it, against E_0 [J]; ``"frequency"``: f_lat against f_max [Hz].
-
-    Args:
-        problem: the round.
-        rank: the rank that was wanted, shape (I,) or one for all, >= 1.
-        able: clients that can do it, shape (I,).
-        frequency_hz: the frequency, if it was given rather than planned; energy is then that of the given frequency
-            and f_lat is set against it.
-    """
-    if np.all(able):
-        nothing = np.full(problem.num_clients, np.nan)
-        return Shortfalls(np.full(problem.num_clients, ""), nothing, nothing)
-    ranks = np.full(problem.num_clients, rank)
-    low_hz, _ = frequency_range_hz(problem, ranks)
-    used_hz = low_hz if frequency_hz is None else np.where(np.isnan(frequency_hz), low_hz, frequency_hz)
-    ceiling_hz = _ceiling_hz(problem, frequency_hz)
-    airtime_s = uplink_s(problem, ranks) + downlink_s(problem, ranks) + problem.overhead_s
-    needed_j = energy_j(problem, ranks, np.fmin(used_hz, ceiling_hz))
-    kinds = [able, *_blocked_by(problem, ranks, frequency_hz)]
-    return Shortfalls(
-        constraint=np.select(kinds, ["", "rank-cap", "latency", "energy"], default="frequency"),
-        needed=np.select(kinds, [np.nan, ranks, airtime_s, needed_j], default=low_hz),
-        available=np.select(
-            kinds, [np.nan, problem.rank_cap, problem.deadline_s, problem.energy_budget_j], default=ceiling_hz
-        ),
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,7 @@ class Workload:
             paper's count is negative; at r = 1 no cost is.
         uplink_bits: M·Q sent once up [bits].
         downlink_bits: M·Q sent once down [bits]; the paper sends the same both ways.
+        memory_bytes: peak of what training holds in memory [bytes]; 0 in the paper and if left out.
 
     Raises:
         ValueError: a cost that is no `Affine`.
@@ -99,6 +100,7 @@ class Workload:
     cycles: Affine
     uplink_bits: Affine
     downlink_bits: Affine
+    memory_bytes: Affine = field(default_factory=lambda: Affine(np.zeros(()), np.zeros(())))
 
     def __post_init__(self) -> None:
         problems = [

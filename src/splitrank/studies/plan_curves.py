@@ -15,6 +15,7 @@ import numpy as np
 from splitrank.config import Config
 from splitrank.federation.problems import plan_round, planned_problem
 from splitrank.federation.sizes import fixed_rank
+from splitrank.planning.bandwidth import at_bands
 from splitrank.planning.plan import Plan
 from splitrank.planning.problem import (
     BoolArray,
@@ -181,7 +182,7 @@ def _regions(config: Config, problem: Problem, plan: Plan, round: int) -> tuple[
     drawn_hz = None
     if config.planner.method == "random-frequency":
         drawn_hz = draw_frequency_hz(problem, config.run.seed, round, config.planner.random_range)
-    shown = subproblem(problem, clients)
+    shown = subproblem(at_bands(problem, plan.bandwidth_hz), clients)
     own_ranks = plan.max_rank[clients]
     # A client that can do nothing is shown over the same ranks as the best one.
     chosen = fixed_rank(config) or plan.largest_rank

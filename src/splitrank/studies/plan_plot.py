@@ -192,6 +192,8 @@ def _draw_region(ax: Axes, region: Region, curves: PlanCurves) -> None:
         chosen_hz = plan.frequency_hz[region.client]
         ax.plot(chosen_rank, chosen_hz / 1e9, "o", label="chosen: $r^*$ and $f$", **_POINT)
         chosen = f"rank {chosen_rank} at {_ghz(chosen_hz)}"
+        if np.isfinite(band_hz := plan.bandwidth_hz[region.client]):
+            chosen += f", band {band_hz / 1e3:,.4g} kHz"
         ax.text(0.97, 0.05, chosen, transform=ax.transAxes, ha="right", bbox=_BACKING, zorder=4)
 
 
@@ -210,6 +212,7 @@ def _title_lines(client: dict[str, Any], region: Region, curves: PlanCurves) -> 
     beyond = f"rank {max_rank + 1}" if region.drawn_hz is None else f"rank {max_rank + 1} at {_ghz(region.drawn_hz)}"
     blocked = {
         "rank-cap": "no rank above it is allowed",
+        "memory": f"rank {max_rank + 1} takes more than {problem.memory_budget_bytes[index]:,.6g} bytes",
         "latency": f"rank {max_rank + 1} is on the air for all {problem.deadline_s:,.6g} s",
         "energy": f"{beyond} takes more than {problem.energy_budget_j[index]:,.6g} J",
         "frequency": f"rank {max_rank + 1} needs more than {_ghz(ceiling_hz)}",

@@ -17,7 +17,7 @@ from splitrank.studies.run_reader import RecordedRun
 
 NUM_COLOURS, NUM_SYMBOLS = 8, 8
 _SAT_OUT, _PASSED_OVER = "sat out", "not chosen"
-FILLINGS = ("latency", "energy", "frequency", "rank-cap", "other", _SAT_OUT, _PASSED_OVER)
+FILLINGS = ("latency", "energy", "frequency", "rank-cap", "memory", "other", _SAT_OUT, _PASSED_OVER)
 """Parts of a bar: clients held back by a constraint, those that sat out, and those that were not chosen."""
 
 # Above these a line for every client is a tangle; the page then draws their mean and their range.

@@ -42,6 +42,7 @@ FULL_FINE_TUNING: Settings = {
     "federation.aggregation": "fedavg",
     "planner.frequency_policy": "least-latency",
     "planner.method": "exact",
+    "planner.objective": "largest-rank",
     "planner.rank_policy": "common",
     "workload.model": "flops",
 }

@@ -121,8 +121,9 @@ class FlowerClients:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
         told = ask_for_ranks(self.roster, problem, state) if self.roster.asks_for_ranks else None
         return plan_round(
-            self.config, problem, state.round + 1, require_all=False, ledger=state.ledger, told_max_rank=told
-        )
+            self.config, problem, state.round + 1, require_all=False, ledger=state.ledger, told_max_rank=told,
+            samples=np.maximum(self.texts.samples, 1.0),
+        )  # fmt: skip
 
     def train(self, starts: Starts, plan: Plan, state: State) -> Mapping[int, Update | NoUpdate]:
         """Send every participant its start, and gather what passes the checks until the round's time is over."""

@@ -153,8 +153,8 @@ class LocalClient:
     def _own_plan(self, request: PlanRequest, rank: int) -> ClockPlan:
         """Return the client's own plan for its machine at a rank."""
         problem = replace(self.own_problem(request), rank_floor=np.array([rank]), rank_ceiling=np.array([rank]))
-        policy = self.prepared.model.config.planner.frequency_policy
-        plan = make_plan(problem, method="exact", frequency_policy=policy)
+        planner = self.prepared.model.config.planner
+        plan = make_plan(problem, frequency_policy=planner.frequency_policy, objective=planner.objective)
         return ClockPlan(float(plan.frequency_hz[0]), float(plan.compute_s[0]))
 
     def evaluate(self, adapter: Adapter, personal: Mapping[str, Tensor]) -> tuple[int, float]:

@@ -11,6 +11,7 @@ from splitrank.planning.problem import (
     compute_slack,
     downlink_s,
     feasible,
+    memory_rank,
     on_air_s,
     round_to_feasible,
     uplink_s,
@@ -39,11 +40,11 @@ def branch_and_bound(problem: Problem) -> IntArray:
 def relaxation(problem: Problem) -> FloatArray:
     """Optimum of P1 over real ranks r >= 1, for every client.
 
-    largest x in [1, cap] with C(x) <= f_max·S(x) and g(x) = Ω·C(x)³/S(x)² - W(x) <= 0
+    largest x in [1, cap] with C(x) <= f_max·S(x), memory(x) <= M_0 and g(x) = Ω·C(x)³/S(x)² - W(x) <= 0
 
-    The first bound is linear. In the second, C³/S² is convex for C, S > 0 (a power cone) and W is linear, so Newton's
-    method from the linear bound, where g > 0, falls to the root without passing it. Without a time limit the first
-    bound is the cap, and g is -W.
+    The first two bounds are linear. In the third, C³/S² is convex for C, S > 0 (a power cone) and W is linear, so
+    Newton's method from the linear bound, where g > 0, falls to the root without passing it. Without a time limit the
+    first bound is the cap, and g is -W.
 
     Args:
         problem: the round.
@@ -58,7 +59,7 @@ def relaxation(problem: Problem) -> FloatArray:
         airtime_s = uplink_s(problem, 1) + downlink_s(problem, 1) + problem.overhead_s
         spare_s = problem.deadline_s - airtime_s - work.cycles(1) / problem.max_frequency_hz
         rank = 1 + spare_s / (airtime_slope_s + work.cycles.per_rank / problem.max_frequency_hz)
-        rank = np.where(feasible(problem, 1), np.fmin(rank, problem.rank_cap), 0.0)
+        rank = np.where(feasible(problem, 1), np.fmin(np.fmin(rank, memory_rank(problem)), problem.rank_cap), 0.0)
         while True:
             cycles = work.cycles(rank)
             spare_s, spare_j = compute_slack(problem, rank)
