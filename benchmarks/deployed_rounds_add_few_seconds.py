@@ -50,7 +50,7 @@ from splitrank.deployment.init import init
 
 MAX_S = 7.0
 LAYERS = (3, 4, 5)
-RUN_MOST_S = 900.0
+MAX_RUN_S = 900.0
 
 
 def write_texts(file: Path, texts: Sequence[str], labels: Sequence[int]) -> Path:
@@ -87,13 +87,13 @@ def our_rounds(
     (server / "config.toml").write_text(settings)
     shutil.copy(test_file, server / "test.csv")
     with processes(deployment) as running:
-        running.run("make-keys", deployment / "make-keys.sh", most_s=60)
+        running.run("make-keys", deployment / "make-keys.sh", max_s=60)
         running.start("server", server / "start.sh")
         running.wait_for(lambda: "The server is up" in running.log("server"), 120, "the server")
         for client, file in enumerate(client_files):
             shutil.copy(file, deployment / f"client-{client}" / "train.csv")
             running.start(f"client-{client}", deployment / f"client-{client}" / "start.sh")
-        running.run("run", server / "run.sh", most_s=RUN_MOST_S)
+        running.run("run", server / "run.sh", max_s=MAX_RUN_S)
         if not (server / "run" / "adapter").exists():
             raise RuntimeError(f"the run failed:\n{running.log('run')[-3000:]}")
     lines = (server / "run" / "rounds.jsonl").read_text().splitlines()[1:]

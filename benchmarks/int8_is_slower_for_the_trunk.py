@@ -1,8 +1,8 @@
-"""Why the trunk is not built in int8: PyTorch's dynamically quantised maps take longer than bf16 ones.
+"""Why the trunk is not built in int8: PyTorch's dynamically quantised linears take longer than bf16 ones.
 
     .venv/bin/python -m benchmarks.int8_is_slower_for_the_trunk
 
-8,192 tokens, the four sizes of maps in a layer of MiniLM and of RoBERTa-base, medians of 12 calls, 2 threads.
+8,192 tokens, the four sizes of linears in a layer of MiniLM and of RoBERTa-base, medians of 12 calls, 2 threads.
 """
 
 from __future__ import annotations

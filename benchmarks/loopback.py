@@ -51,27 +51,27 @@ class Processes:
                 start_new_session=True,
             )
 
-    def run(self, name: str, *command: str | Path, most_s: float, **environment: str) -> None:
+    def run(self, name: str, *command: str | Path, max_s: float, **environment: str) -> None:
         """Start a process and wait for its end.
 
         Raises:
             RuntimeError: it failed or took too long.
         """
         self.start(name, *command, **environment)
-        self.wait_for(lambda: self.started[name].poll() is not None, most_s, f"the end of {name}")
+        self.wait_for(lambda: self.started[name].poll() is not None, max_s, f"the end of {name}")
         if self.started[name].returncode != 0:
             raise RuntimeError(f"{name} ended with {self.started[name].returncode}:\n{self._logs()}")
 
-    def wait_for(self, condition: Callable[[], bool], most_s: float, what: str) -> None:
+    def wait_for(self, condition: Callable[[], bool], max_s: float, what: str) -> None:
         """Wait for a condition.
 
         Raises:
             RuntimeError: it did not come.
         """
-        ends_s = time.monotonic() + most_s
+        ends_s = time.monotonic() + max_s
         while not condition():
             if time.monotonic() > ends_s:
-                raise RuntimeError(f"{what} must come within {most_s:.0f} s, but did not:\n{self._logs()}")
+                raise RuntimeError(f"{what} must come within {max_s:.0f} s, but did not:\n{self._logs()}")
             time.sleep(0.2)
 
     def log(self, name: str) -> str:

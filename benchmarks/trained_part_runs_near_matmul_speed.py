@@ -1,14 +1,14 @@
 """Claim: training what is not frozen away takes little longer than the matrix products it needs.
 
 RoBERTa-base's shape, last 3 of 12 layers, trunk cached, LoRA of rank 8, batches of 32 texts of 64 tokens, 2 threads.
-The step is the product's own (`learning.client.train`): cached states read from disk, forward, backward, clipped
+The step is the product's own (`learning.client.train_client`): cached states read from disk, forward, backward, clipped
 gradients, AdamW. Against it stand the products that PyTorch sees in such a step, each of the same sizes, in bf16, as
 a plain `torch.matmul` of its own into memory that is there already. That this list holds nothing but what the
 mathematics needs is asserted: its operations sum up to the count of `planning.costs.lora`.
 
-The claim is 75 % for adapters on query and value and 65 % for all six maps. Intel's AMX multiplies bf16 several times
-faster than the memory delivers what stands between the products (norms, softmax, activation, sums), whose share is then
-larger: there it is 50 %, and the script measures again in a process without AMX
+The claim is 75 % for adapters on query and value and 65 % for all six linears. Intel's AMX multiplies bf16 several
+times faster than the memory delivers what stands between the products (norms, softmax, activation, sums), whose share
+is then larger: there it is 50 %, and the script measures again in a process without AMX
 (``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16``), where the claim must hold as it is.
 
     .venv/bin/python -m benchmarks.trained_part_runs_near_matmul_speed
@@ -35,7 +35,7 @@ from benchmarks.materials import empty_cache, roberta_base_shape
 from benchmarks.measure import alternate, conclude
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.method import attach, initial, trained_head
-from splitrank.learning.client import Task, TrainingConfig, train
+from splitrank.learning.client import Task, TrainingConfig, train_client
 from splitrank.learning.encoder import Encoder, load_encoder
 from splitrank.learning.memory import keep_freed_memory
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
@@ -87,7 +87,7 @@ class Step:
     def __call__(self, steps: int = STEPS) -> None:
         rows = np.arange(steps * BATCH)
         task = Task(self.adapter, seed=0, round=1, client=0)
-        train(self.adapted, task, self.outputs, rows, self.labels, TRAINING)
+        train_client(self.adapted, task, self.outputs, rows, self.labels, TRAINING)
 
 
 def products(sizes: Sequence[tuple[torch.Size, torch.Size]], dtype: torch.dtype) -> Any:

@@ -59,7 +59,7 @@ def flower(
     """What connects a run to three nodes of this process, each time anew, and the messengers that it made.
 
     Args:
-        kind: of the post.
+        kind: class of the messenger.
         rule: an aggregation rule of one's own, on both sides.
     """
     made: list[Messenger] = []

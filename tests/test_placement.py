@@ -1,4 +1,4 @@
-"""Which layers and maps a setting selects."""
+"""Which layers and linears a setting selects."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_an_epoch_takes_less_than_half_of_pefts():
     draws = np.random.default_rng(0)
 
     def ours() -> None:
-        client.train(adapted, client.Task(adapter, seed=0, round=1, client=0), outputs, rows, labels, TRAINING)
+        client.train_client(adapted, client.Task(adapter, seed=0, round=1, client=0), outputs, rows, labels, TRAINING)
 
     def theirs() -> None:
         rival.train_epoch(ids.tolist(), labels, learning_rate=5e-4, batch_size=32, draws=draws)

@@ -1,5 +1,14 @@
 """splitrank: federated split LoRA fine-tuning of RoBERTa-class encoders under radio, time and energy budgets.
 
+Where to find what a round does (``federation.rounds`` is the round itself):
+
+- links: ``federation.radio`` draws them; ``federation.flower.links`` measures a real link's speed (bandwidth);
+- planning: ``planning.plan`` finds the rank and processor frequency that the budgets allow;
+- local training: ``learning.client.train_client`` trains one client;
+- updates: ``federation.flower.checks.check_update`` checks what a client sends;
+- aggregation: ``learning.aggregation.rules`` is the table from which the settings choose a rule (an aggregator, or in
+  Flower a strategy).
+
 Public names are resolved when first used, so that ``import splitrank`` loads neither torch nor transformers. Those of
 the planner, ``Problem``, ``Workload``, ``Affine``, ``Plan`` and ``make_plan``, need only NumPy.
 """

@@ -41,7 +41,7 @@ def target_linears(target_modules: str | Sequence[str]) -> tuple[str, ...]:
             of ``LINEARS`` or a model family's own (``"q_lin"``, ``"attention.self.query"``).
 
     Raises:
-        ValueError: a name that matches no map of a layer; the message lists what would.
+        ValueError: a name that matches no linear of a layer; the message lists what would.
     """
     if isinstance(target_modules, str):
         if target_modules not in LINEAR_SETS:

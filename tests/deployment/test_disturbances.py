@@ -113,7 +113,7 @@ def test_a_client_that_dies_or_leaves_comes_back(tiny_settings, tiny_texts, tmp_
         def takes_part_after(round: int) -> bool:
             return any(not line["clients"][2]["dropped"] for line in records_of(deployed.run_folder)[round + 1 :])
 
-        # Its SuperNode dies in mid-round; its station starts another.
+        # Its SuperNode dies in mid-round; its supervisor starts another.
         wait_for(lambda: "Round 2: training" in deployed.running.log("client-2"), 120, "round 2 has begun", 0.01)
         assert deployed.kill("client-2", "flower-supernode") == 1
         wait_for(lambda: takes_part_after(2), 150, "client 2 is back", 1.0)

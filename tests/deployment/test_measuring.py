@@ -72,7 +72,7 @@ def test_an_estimate_that_is_right_stays():
 
 @pytest.mark.parametrize("factor", [0.3, 0.5, 2.0, 3.0])
 def test_rates_run_with_the_link(factor):
-    """A link that has become slower or quicker than it was probed, seen at one size, is right at another."""
+    """A link that has become slower or quicker than the probes measured, seen at one size, is right at another."""
     link = Link(ProbeResult(uplink_bps=2e6, downlink_bps=4e6, short_s=0.5))
     run_rounds(link, factor * 2e6, factor * 4e6, 3.0)
     assert link.uplink_bps == pytest.approx(factor * 2e6, rel=0.12)

@@ -310,7 +310,7 @@ def test_a_rule_must_say_that_it_merges(tiny_config):
 
 @pytest.mark.extras
 def test_an_update_that_does_not_acknowledge_is_rejected(tiny_config):
-    from splitrank.federation.flower.checks import checked_update
+    from splitrank.federation.flower.checks import check_update
     from splitrank.federation.flower.messenger import Reply
 
     config = load_config(str(tiny_config), SETTINGS)
@@ -321,7 +321,7 @@ def test_an_update_that_does_not_acknowledge_is_rejected(tiny_config):
     key = {"client": 0, "round": 1, "turn": 0, "num_samples": 64, "training": clients.model.local_training}
 
     def check(**more) -> Update | NoUpdate:
-        return checked_update(Reply({**header, **more}, to_vector(sent).numpy(), 1.0), start, PUT_ASIDE, **key)
+        return check_update(Reply({**header, **more}, to_vector(sent).numpy(), 1.0), start, PUT_ASIDE, **key)
 
     assert isinstance(check(merged_sha256=wire.merged_digest(start)), Update)
     for digest in (None, "0" * 64, 7):

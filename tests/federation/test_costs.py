@@ -52,7 +52,7 @@ def test_an_untrained_factor_is_neither_computed_nor_sent():
     np.testing.assert_array_equal(some.cycles.constant, whole.cycles.constant)
 
 
-def test_amounts_of_text_are_sums_over_lengths():
+def test_text_stats_are_sums_over_lengths():
     texts = text_stats([np.array([3, 4]), np.array([5])])
     np.testing.assert_array_equal(texts.samples, [2.0, 1.0])
     np.testing.assert_array_equal(texts.token_sum, [7.0, 5.0])

@@ -58,7 +58,7 @@ def honest(clients, start) -> tuple[dict, np.ndarray]:
 
 def checked(clients: InProcessClients, start: State, header: dict, floats: np.ndarray | None) -> Update | NoUpdate:
     """What becomes of an answer after it has gone through Flower's records."""
-    from splitrank.federation.flower.checks import checked_update
+    from splitrank.federation.flower.checks import check_update
     from splitrank.federation.flower.messenger import Reply
     from splitrank.federation.flower.payload import PayloadError, pack, unpack
 
@@ -67,7 +67,7 @@ def checked(clients: InProcessClients, start: State, header: dict, floats: np.nd
     except PayloadError as error:
         reply = Reply({"kind": "failure", "reason": str(error)}, None, 1.0)
     num_samples, training = clients.num_samples[CLIENT], clients.model.local_training
-    return checked_update(
+    return check_update(
         reply,
         start.adapter,
         clients.rule,
@@ -177,7 +177,7 @@ def test_no_honest_client_reaches_the_bound(clients, start):
 
 @pytest.mark.parametrize("rule", ["fedavg", "ffa"])
 def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_bound_is(rule, clients, start):
-    from splitrank.federation.flower.checks import checked_update, norm_bound
+    from splitrank.federation.flower.checks import check_update, norm_bound
     from splitrank.federation.flower.messenger import Reply
 
     training, samples, rule = clients.model.local_training, clients.num_samples[CLIENT], RULES[rule]
@@ -187,7 +187,7 @@ def test_of_a_thousand_honest_updates_none_is_rejected_and_one_of_ten_times_the_
     honest |= wire.header(sent, TURN)
 
     def check(vector: torch.Tensor) -> Update | NoUpdate:
-        return checked_update(
+        return check_update(
             Reply(honest, vector.numpy(), 1.0), start.adapter, rule,
             client=CLIENT, round=ROUND, turn=TURN, num_samples=samples, training=training,
         )  # fmt: skip

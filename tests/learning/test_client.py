@@ -21,7 +21,7 @@ from splitrank.learning.client import (
     learning_rate_factor,
     predict_logits,
     shuffled_batches,
-    train,
+    train_client,
 )
 from splitrank.learning.trunk import trunk_outputs
 from splitrank.traits import METHOD_TRAITS
@@ -69,7 +69,7 @@ def setting(tiny_model):
 
 def trained(setting, rows=None, *, name="lora", adapter=None, dropout=0.0, asked=None, **changes):
     adapted, texts, start = setting(name, dropout=dropout)
-    return train(
+    return train_client(
         adapted,
         task(adapter or start, **(asked or {})),
         texts,
@@ -152,7 +152,7 @@ def test_training_moves_all_that_is_trained_and_nothing_else(name, policy, setti
     state = adapted.encoder.model.state_dict(keep_vars=True)
     base = {key: tensor.detach().clone() for key, tensor in state.items() if id(tensor) not in own}
     before = {key: tensor.clone() for key, tensor in start.tensors.items()}
-    update = train(adapted, task(start), texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
+    update = train_client(adapted, task(start), texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
     assert same_bits(start.tensors, before)
     assert list(update.adapter.tensors) == list(before)
     assert (update.adapter.rank, update.adapter.scaling) == (start.rank, start.scaling)
@@ -180,8 +180,8 @@ def test_moments_start_fresh(setting):
     alone = trained(setting, adapter=first.adapter, asked={"round": 2})
     adapted, texts, start = setting()
     arguments = (texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
-    one = train(adapted, task(start), *arguments)
-    two = train(adapted, task(one.adapter, round=2), *arguments)
+    one = train_client(adapted, task(start), *arguments)
+    two = train_client(adapted, task(one.adapter, round=2), *arguments)
     assert same(alone, two)
 
 
@@ -234,7 +234,7 @@ def test_divergence_is_a_clear_error(setting):
     with pytest.raises(
         RunError, match=r"loss and weights of client 2 in round 1 must be finite.*train\.learning_rate below 0\.01"
     ):
-        train(adapted, task(start, client=2), texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
+        train_client(adapted, task(start, client=2), texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -244,12 +244,12 @@ def test_personal_tensors_are_trained_and_stay(name, setting):
     head = {key: tensor.clone() for key, tensor in whole.only("head").items()}
     before = {key: tensor.clone() for key, tensor in head.items()}
     arguments = (texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
-    update = train(adapted, task(shared, personal=head), *arguments)
+    update = train_client(adapted, task(shared, personal=head), *arguments)
     assert update.adapter.kinds == shared.kinds
     assert list(update.personal) == list(head)
     assert not any(torch.equal(tensor, before[key]) for key, tensor in update.personal.items())
     assert same_bits(head, before)
-    together = train(adapted, task(whole), *arguments).adapter
+    together = train_client(adapted, task(whole), *arguments).adapter
     assert same_bits({**update.adapter.tensors, **update.personal}, together.tensors)
 
 

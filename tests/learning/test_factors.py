@@ -23,9 +23,9 @@ def method_of(name: str, scaling: float = SCALING):
 
 
 def random_adapter(name: str, rank: int, out: int = 20, inner: int = 13, scaling: float = SCALING) -> Adapter:
-    shapes = {"lora_A/map": (rank, inner), "lora_B/map": (out, rank)}
+    shapes = {"lora_A/query": (rank, inner), "lora_B/query": (out, rank)}
     if name == "dora":
-        shapes["magnitude/map"] = (out,)
+        shapes["magnitude/query"] = (out,)
     shapes["head/classifier"] = (4, inner)
     return Adapter(rank, scaling, {key: noise(key, shape, key=rank) for key, shape in shapes.items()})
 
@@ -41,12 +41,12 @@ def test_shrinking_is_the_best_approximation(name, old, new, out, inner):
     """Eckart and Young, by the dense singular value decomposition; other tensors stay as they are."""
     before = random_adapter(name, old, out, inner)
     after = resized(name, before, new)
-    u, s, v = torch.linalg.svd(product(before, "map"), full_matrices=False)
+    u, s, v = torch.linalg.svd(product(before, "query"), full_matrices=False)
     best = (u[:, :new] * s[:new]) @ v[:new]
     assert after.rank == new
     assert after.shapes(new) == before.shapes(new)
     assert {key: tuple(tensor.shape) for key, tensor in after.tensors.items()} == before.shapes(new)
-    assert distance(product(after, "map"), best) < 1e-6
+    assert distance(product(after, "query"), best) < 1e-6
     rest = {"magnitude", "head"}
     assert same_bits(after.only(*rest), before.only(*rest))
     assert list(after.tensors) == list(before.tensors)
@@ -58,9 +58,9 @@ def test_shrinking_is_the_best_approximation(name, old, new, out, inner):
 def test_growing_keeps_the_product_and_can_learn(name, old, new, distribution):
     before = random_adapter(name, old)
     after = resized(name, before, new, distribution=distribution)
-    assert distance(product(after, "map"), product(before, "map")) < 1e-6
-    assert torch.equal(after.tensors["lora_A/map"][:old], before.tensors["lora_A/map"])
-    added_a, added_b = after.tensors["lora_A/map"][old:], after.tensors["lora_B/map"][:, old:]
+    assert distance(product(after, "query"), product(before, "query")) < 1e-6
+    assert torch.equal(after.tensors["lora_A/query"][:old], before.tensors["lora_A/query"])
+    added_a, added_b = after.tensors["lora_A/query"][old:], after.tensors["lora_B/query"][:, old:]
     assert (added_a.abs().amax(dim=1) > 0).all()
     assert added_a.abs().max() <= 1 / 13**0.5
     assert not added_b.any()
@@ -77,7 +77,7 @@ def test_a_new_scaling_keeps_the_product(name, new, distribution):
     after = resized(name, before, new, distribution=distribution, scaling=3.0)
     if new != 5:
         assert after.scaling == method_of(name, 3.0).scaling_at(new)
-    assert distance(product(after, "map"), product(same_scaling, "map")) < 1e-6
+    assert distance(product(after, "query"), product(same_scaling, "query")) < 1e-6
 
 
 @pytest.mark.parametrize("new", [1, 3, 7])
@@ -85,23 +85,23 @@ def test_a_new_scaling_keeps_the_product(name, new, distribution):
 def test_a_prefix_is_the_first_directions(name, new):
     before = random_adapter(name, 8)
     after = resized(name, before, new, distribution="prefix")
-    assert torch.equal(after.tensors["lora_A/map"], before.tensors["lora_A/map"][:new])
-    first = before.tensors["lora_B/map"][:, :new]
-    assert torch.equal(after.tensors["lora_B/map"], first * (before.scaling / after.scaling))
+    assert torch.equal(after.tensors["lora_A/query"], before.tensors["lora_A/query"][:new])
+    first = before.tensors["lora_B/query"][:, :new]
+    assert torch.equal(after.tensors["lora_B/query"], first * (before.scaling / after.scaling))
 
 
 @ranked_methods
 def test_prefixes_are_rows_of_one_draw_for_the_run(name):
     """Whatever ranks came before, and in whatever round it grew; each linear and each seed has its own."""
-    empty = Adapter(0, SCALING, {"lora_A/map": torch.zeros(0, 13), "lora_B/map": torch.zeros(20, 0)})
-    long = resized(name, empty, 12, distribution="prefix").tensors["lora_A/map"]
+    empty = Adapter(0, SCALING, {"lora_A/query": torch.zeros(0, 13), "lora_B/query": torch.zeros(20, 0)})
+    long = resized(name, empty, 12, distribution="prefix").tensors["lora_A/query"]
     adapter = empty
     for round, rank in enumerate((3, 8, 2, 5, 11, 1, 12), 1):
         adapter = resized(name, adapter, rank, distribution="prefix", round=round)
-        assert torch.equal(adapter.tensors["lora_A/map"], long[:rank])
-    assert torch.equal(long, new_directions("map", 12, 13, 0).float())
-    assert not torch.equal(long, resized(name, empty, 12, distribution="prefix", seed=1).tensors["lora_A/map"])
-    assert not torch.equal(new_directions("map", 4, 13, 0), new_directions("other", 4, 13, 0))
+        assert torch.equal(adapter.tensors["lora_A/query"], long[:rank])
+    assert torch.equal(long, new_directions("query", 12, 13, 0).float())
+    assert not torch.equal(long, resized(name, empty, 12, distribution="prefix", seed=1).tensors["lora_A/query"])
+    assert not torch.equal(new_directions("query", 4, 13, 0), new_directions("other", 4, 13, 0))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHOD_TRAITS[name].contract == "fixed"])
@@ -116,32 +116,32 @@ def test_a_method_without_a_rank_is_not_changed(name):
 
 @ranked_methods
 def test_the_first_growth_is_peft_initialisation(name):
-    start = Adapter(0, SCALING, {"lora_A/map": torch.zeros(0, 13), "lora_B/map": torch.zeros(20, 0)})
+    start = Adapter(0, SCALING, {"lora_A/query": torch.zeros(0, 13), "lora_B/query": torch.zeros(20, 0)})
     grown = resized(name, start, 4)
-    assert grown.tensors["lora_A/map"].shape == (4, 13)
-    assert not product(grown, "map").any()
+    assert grown.tensors["lora_A/query"].shape == (4, 13)
+    assert not product(grown, "query").any()
     assert same_bits(grown.tensors, resized(name, start, 4).tensors)
     for seed, round in ((1, 1), (0, 2)):
         other = resized(name, start, 4, seed=seed, round=round)
-        assert not torch.equal(grown.tensors["lora_A/map"], other.tensors["lora_A/map"])
+        assert not torch.equal(grown.tensors["lora_A/query"], other.tensors["lora_A/query"])
 
 
 def test_shrinking_a_product_of_zero_can_still_learn():
-    start = Adapter(0, SCALING, {"lora_A/map": torch.zeros(0, 13), "lora_B/map": torch.zeros(20, 0)})
+    start = Adapter(0, SCALING, {"lora_A/query": torch.zeros(0, 13), "lora_B/query": torch.zeros(20, 0)})
     untouched = resized("lora", start, 6)
     smaller = resized("lora", untouched, 3, round=2)
-    assert smaller.tensors["lora_A/map"].shape == (3, 13)
-    assert (smaller.tensors["lora_A/map"].abs().amax(dim=1) > 0).all()
-    assert not product(smaller, "map").any()
+    assert smaller.tensors["lora_A/query"].shape == (3, 13)
+    assert (smaller.tensors["lora_A/query"].abs().amax(dim=1) > 0).all()
+    assert not product(smaller, "query").any()
 
 
 def test_shrinking_forgets_only_directions_without_weight():
     adapter = random_adapter("lora", 3)
     padded = resized("lora", adapter, 9)
-    lora_A, lora_B = shrink(padded.tensors["lora_A/map"], padded.tensors["lora_B/map"], 6)
+    lora_A, lora_B = shrink(padded.tensors["lora_A/query"], padded.tensors["lora_B/query"], 6)
     assert lora_A.shape[0] == lora_B.shape[1] == 3
     found = SCALING * lora_B.double() @ lora_A.double()
-    assert distance(found, product(adapter, "map")) < 1e-6
+    assert distance(found, product(adapter, "query")) < 1e-6
 
 
 def test_same_rank_is_the_same_object():

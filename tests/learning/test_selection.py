@@ -11,7 +11,7 @@ from splitrank.learning.adapters.method import LocalTerms
 from splitrank.learning.adapters.methods import METHODS
 from splitrank.learning.adapters.selection import NOTHING, by_kind, selected, selected_shapes, with_selected
 from splitrank.learning.aggregation.rules import RULES
-from splitrank.learning.client import TrainingConfig, train
+from splitrank.learning.client import TrainingConfig, train_client
 from splitrank.traits import METHOD_TRAITS
 from tests.learning.oracle import moved, same_bits
 from tests.learning.test_client import DEFAULTS, LABELS, setting, task  # noqa: F401
@@ -50,7 +50,7 @@ def after_training(setting, select, *, name="lora", client=0, turn=0, terms=(), 
     adapted, texts, first = setting(name)
     start = start or moved(first)
     asked = task(start, select=select, client=client, turn=turn, terms=terms)
-    update = train(adapted, asked, texts, np.arange(10), LABELS, TrainingConfig(**{**DEFAULTS, **changes}))
+    update = train_client(adapted, asked, texts, np.arange(10), LABELS, TrainingConfig(**{**DEFAULTS, **changes}))
     return start, update.adapter
 
 
@@ -87,10 +87,10 @@ def test_an_index_of_no_number_trains_nothing(index, setting):  # noqa: F811
 def test_a_selection_does_not_outlive_its_round(setting):  # noqa: F811
     adapted, texts, first = setting()
     arguments = (texts, np.arange(10), LABELS, TrainingConfig(**DEFAULTS))
-    alone = train(adapted, task(first), *arguments).adapter
-    train(adapted, task(first, select=head_only), *arguments)
-    train(adapted, task(first, select=two_slices), *arguments)
-    assert same_bits(train(adapted, task(first), *arguments).adapter.tensors, alone.tensors)
+    alone = train_client(adapted, task(first), *arguments).adapter
+    train_client(adapted, task(first, select=head_only), *arguments)
+    train_client(adapted, task(first, select=two_slices), *arguments)
+    assert same_bits(train_client(adapted, task(first), *arguments).adapter.tensors, alone.tensors)
 
 
 def test_clipping_sees_the_selected_gradients_alone(setting):  # noqa: F811

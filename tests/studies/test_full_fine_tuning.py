@@ -206,7 +206,7 @@ def test_divergence_is_a_clear_error(tuning):
 
 
 def test_round_zero_and_batches_are_those_of_a_lora_run(full_config, tiny_config, tmp_path, monkeypatch):
-    """Same texts, head and judges before training, and then the same texts in the same steps."""
+    """Same texts, head and metrics before training, and then the same texts in the same steps."""
     read, seen = TrunkOutputs.read, []
 
     def watched(self, rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import plotly.graph_objects as go
 import pytest
 
 from splitrank.studies.report import read_runs, write_report
@@ -11,6 +12,7 @@ from tests.studies.written_runs import (
     HOSTILE,
     Elements,
     chart_data,
+    figures_of,
     make_run,
     records,
     report_of,
@@ -61,6 +63,20 @@ def test_nothing_is_fetched(tmp_path, whole_page):
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert policy.count("sha256-") == 2 + len(chart_data(page))
     assert "http" not in policy.lower().replace("http-equiv", "")
+
+
+def test_plotly_knows_every_property_of_the_figures(tmp_path):
+    """The report leaves out Plotly's own check, so that it is written sooner."""
+    counts = {"data_summary": {"clients": {"names": [], "counts": [[1, 2], [3, 4], [5, 6]]}}}
+    folders = [
+        make_run(tmp_path / f"{rank}-{seed}", records(2), f"adapter.rank={rank}", f"run.seed={seed}", manifest=counts)
+        for rank in (1, 4)
+        for seed in (0, 1)
+    ]
+    figures = figures_of(report_of(tmp_path, *folders))
+    assert "shares" in figures  # stacked bars; lines and bands are in the others
+    for traces, layout in figures.values():
+        go.Figure(traces, layout)
 
 
 def test_for_screen_readers_and_phones(tmp_path):

@@ -28,7 +28,7 @@ def test_each_clients_texts_stand_stacked_by_class(tmp_path):
     assert [trace["x"] for trace in traces] == [[0, 1, 2]] * 2
     assert [trace["y"] for trace in traces] == [[30, 0, 7], [1, 25, 7]]
     assert traces[1]["text"][:2] == ["north: 1 text", "south: 25 texts"]
-    assert "<br>client %{x}<br>" in traces[0]["hovertemplate"]
+    assert "<br>%{xaxis.title.text} %{x}<br>" in traces[0]["hovertemplate"]
     assert (layout["barmode"], layout["xaxis"]["title"]["text"]) == ("stack", "client")
     assert {trace["offsetgroup"] for trace in traces} == {"None"}
     rows = Elements(page).table("Who holds what")

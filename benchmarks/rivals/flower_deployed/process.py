@@ -11,7 +11,7 @@ from benchmarks.loopback import BIN, listens, processes
 from benchmarks.rivals.task import Task
 
 APP = Path(__file__).parent / "app"
-_MOST_S = 900.0
+_MAX_S = 900.0
 
 
 def deployed_rounds(
@@ -65,7 +65,7 @@ def deployed_rounds(
             )
         given = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         command = [BIN / "flwr", "run", APP, "here", "--stream", "--run-config", given]
-        running.run("run", *command, most_s=_MOST_S, FLWR_HOME=str(home))
+        running.run("run", *command, max_s=_MAX_S, FLWR_HOME=str(home))
         if not out.exists():
             raise RuntimeError(f"the run failed:\n{running.log('run')[-3000:]}")
     rounds: list[dict[str, Any]] = json.loads(out.read_text())

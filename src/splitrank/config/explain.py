@@ -22,13 +22,13 @@ _PRESETS = ", ".join(f"`{name}`" for name in PRESETS)
 _INTRODUCTION = f"""\
 # Settings
 
-For whoever writes a settings file. `splitrank config explain KEY` prints what stands here of one key or table.
+For all readers who write a settings file. `splitrank config explain KEY` prints the entry of one key or table.
 
 A configuration is a preset ({_PRESETS}) or a TOML file; `--set table.key=value` changes one setting of either. \
-A file may begin with `base = "offline"`: a preset, or another file relative to it, over which it goes. \
-Without it, what the file leaves out has the default below, which is the paper's number where the paper gives one. \
-`splitrank config show CONFIG` prints what is in force, `splitrank config check CONFIG` reports every broken rule at \
-once. A setting that would have no effect is refused.
+A file may begin with `base = "offline"`, which names a preset, or another file relative to it, whose settings it \
+changes. Without it, a setting that the file leaves out has the default below, which is the paper's number where the \
+paper gives one. `splitrank config show CONFIG` prints the settings in force, and `splitrank config check CONFIG` \
+reports every broken rule at once. A setting that would have no effect is refused.
 
 "Per client" means one number for all, a list with one for each, or `{{uniform = [low, high]}}`, drawn once per run by \
 seed. [methods.md](methods.md) compares the adapter methods and the aggregation rules; [planner.md](planner.md) has \

@@ -75,7 +75,7 @@ class ModelTable(Table):
     )
     head: Literal["full", "out_proj", "frozen", "local"] = Field(
         "full",
-        description='`"full"` trains and sends the classifier, `"out_proj"` its last linear map, `"frozen"` none of '
+        description='`"full"` trains and sends the classifier, `"out_proj"` its last linear layer, `"frozen"` none of '
         'it; `"local"` trains and never sends it',
     )
     hidden_size: Count | None = Field(
@@ -95,7 +95,7 @@ class AdapterTable(Table):
         'output; `"full"`: all weights of the trained layers, `"bitfit"`: their biases, both without a rank',
     )
     target_modules: Annotated[Modules, _methods("target_modules")] = Field(
-        "query-value", description="linear maps that get an adapter"
+        "query-value", description="linear layers that get an adapter"
     )
     scaling: Annotated[Positive, _methods("scaling")] = Field(
         2.0, description='alpha/r, the same at every rank; `"rslora"` divides it by √r'

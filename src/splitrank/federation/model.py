@@ -23,13 +23,22 @@ from splitrank.config import Config, absolute_paths, with_values
 from splitrank.errors import ConfigError
 from splitrank.federation.sizes import check_fits
 from splitrank.federation.state import State
-from splitrank.learning import client as training
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.adapters.method import AdaptedEncoder, Method, attach, initial, load, trained_head
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.aggregation.rules import make_rule
-from splitrank.learning.client import FULL_SPEED, Evaluation, Task, Throttle, TrainingConfig, Update
+from splitrank.learning.client import (
+    FULL_SPEED,
+    Evaluation,
+    Task,
+    Throttle,
+    TrainingConfig,
+    Update,
+    classification_metrics,
+    predict_logits,
+    train_client,
+)
 from splitrank.learning.data import TextData
 from splitrank.learning.device import resolve_device
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
@@ -156,8 +165,8 @@ class Model:
         *,
         throttle: Throttle = FULL_SPEED,
     ) -> Update:
-        """Train one client on its rows of some texts for one round."""
-        return training.train(self.adapted, task, texts, rows, labels, self.local_training, throttle=throttle)
+        """Train one client on its rows of some texts for one round (:func:`learning.client.train_client`)."""
+        return train_client(self.adapted, task, texts, rows, labels, self.local_training, throttle=throttle)
 
     def evaluate(
         self,
@@ -170,15 +179,15 @@ class Model:
         """Evaluate the state on test texts; with personal tensors each client's share by that client's model."""
         if not state.local:
             load(self.adapted, state.adapter)
-            logits = training.predict_logits(self.adapted, texts, np.arange(len(labels)), "evaluating")
+            logits = predict_logits(self.adapted, texts, np.arange(len(labels)), "evaluating")
         else:
             class_counts = None
             logits = np.zeros((len(labels), self.encoder.model.config.num_labels), dtype=np.float32)
             for client, rows in enumerate(shares):
                 load(self.adapted, state.adapter, state.local[client])
-                logits[rows] = training.predict_logits(self.adapted, texts, rows, f"evaluating client {client}")
+                logits[rows] = predict_logits(self.adapted, texts, rows, f"evaluating client {client}")
         return_freed_memory()
-        return training.classification_metrics(logits, labels, shares, class_counts)
+        return classification_metrics(logits, labels, shares, class_counts)
 
     def count_hits(
         self,
@@ -190,7 +199,7 @@ class Model:
     ) -> tuple[int, float]:
         """Return how many of some texts an adapter with a personal part classifies rightly, and the sum of losses."""
         load(self.adapted, adapter, personal)
-        logits = training.predict_logits(self.adapted, texts, rows, "evaluating")
+        logits = predict_logits(self.adapted, texts, rows, "evaluating")
         losses = functional.cross_entropy(
             torch.from_numpy(logits).double(), torch.from_numpy(labels[rows]), reduction="sum"
         )

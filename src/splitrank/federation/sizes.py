@@ -105,7 +105,7 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
     placement.layer_indices(config.model.trained_layers, shape.num_layers)
     fixed, cap = fixed_rank(config), rank_cap(config, shape)
     if fixed is not None and fixed > cap:
-        what = "the smaller side of the smallest target map"
+        what = "the smaller side of the smallest target linear"
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
 
 

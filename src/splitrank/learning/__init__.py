@@ -4,5 +4,6 @@
 ``text_rules``, ``classes``, ``summary``, ``lengths`` (what they must be, and what was made of them) ·
 ``stratified``, ``partition`` (who holds them) · ``encoder``, ``families``, ``minilm`` (the pretrained model) ·
 ``trunk`` (its frozen part and the cache) · ``forward``, ``layer`` (its trained part) ·
-``adapters``, ``aggregation``, ``updates`` · ``client`` (train one client, evaluate) · ``device``, ``memory``.
+``adapters``, ``aggregation``, ``updates`` · ``client`` (local training of one client, evaluation) · ``device``,
+``memory``.
 """

@@ -1,4 +1,7 @@
-"""Train a client for a round: the shared adapter, on its own texts; and evaluate a model."""
+"""Local training: train one client for a round, the shared adapter on its own texts; and evaluate a model.
+
+:func:`train_client` is where every client trains, in one process as over Flower; :func:`train_epochs` has the steps.
+"""
 
 from __future__ import annotations
 
@@ -192,7 +195,7 @@ def shuffled_batches(
     return [batches[index] for index in draws.permutation(len(batches))]
 
 
-def train(
+def train_client(
     adapted: AdaptedEncoder,
     task: Task,
     texts: TrunkOutputs,
@@ -267,7 +270,7 @@ def train_epochs(
     Args:
         parameters: what is trained, by name.
         partly: those of which only some numbers are.
-        adapted, task, texts, rows, labels, training, throttle: as in :func:`train`.
+        adapted, task, texts, rows, labels, training, throttle: as in :func:`train_client`.
 
     Returns:
         the mean cross-entropy over the texts trained on [nats], without class weights and penalty.

@@ -4,7 +4,7 @@ Vaswani et al., "Attention is all you need", NeurIPS 2017; Hu et al., "LoRA: low
 models", ICLR 2022. Four things differ from the textbook's order of operations and none changes the result:
 
 * the tokens of a batch are packed, a row each and no row for padding, but in attention;
-* query, key and value are one product with one frozen matrix, and a map's LoRA is added to it in place;
+* query, key and value are one product with one frozen matrix, and a linear's LoRA is added to it in place;
 * attention is written out as batched products: at the lengths of short texts these beat PyTorch's fused CPU kernel,
   backward above all;
 * where only the first token is read, its query goes through the key's matrix to the other tokens' states, and the
@@ -199,7 +199,7 @@ def _first_token_context(
 
 @dataclass(frozen=True, eq=False)
 class _LowRank:
-    """LoRA of a map on states: scaling·B·A·source, its factors in the states' precision; A is None for the identity."""
+    """LoRA of a linear: scaling·B·A·source, its factors in the states' precision; A is None for the identity."""
 
     source: Tensor
     lora_A: Tensor | None
@@ -247,17 +247,17 @@ def _low_ranks(module: nn.Module, states: Tensor) -> list[_LowRank]:
 
 
 def _linear(module: nn.Module, states: Tensor) -> Tensor:
-    """Return a linear map, with its LoRA if it has one."""
+    """Return a linear layer, with its LoRA if it has one."""
     frozen = frozen_part(module)
-    (mapped,) = _fused_linears([module], states, frozen.weight, frozen.bias)
-    return mapped
+    (output,) = _fused_linears([module], states, frozen.weight, frozen.bias)
+    return output
 
 
 def _fused_linears(modules: Sequence[nn.Module], states: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     """Linears of the same states (rows, k) whose frozen matrices lie below each other in ``weight``.
 
     Returns:
-        each map's output, shape (rows, d), views of one tensor.
+        each linear's output, shape (rows, d), views of one tensor.
     """
     low_ranks = [_low_ranks(module, states) for module in modules]
     scalings = [low[0].scaling if low else None for low in low_ranks]

@@ -262,7 +262,7 @@ def feasible(problem: Problem, rank: Rank) -> BoolArray:
 
     Args:
         problem: the round.
-        rank: r, shape (I,) or one for all, >= 1; a real rank is judged by the same forms.
+        rank: r, shape (I,) or one for all, >= 1; a real rank is checked by the same formulas.
 
     Returns:
         bool, shape (I,).
@@ -356,7 +356,7 @@ def _blocked_by(problem: Problem, rank: IntArray, frequency_hz: FloatArray | Non
 
 
 def _ceiling_hz(problem: Problem, frequency_hz: FloatArray | None) -> FloatArray:
-    # fmin: a client for which no frequency could be drawn has NaN and is judged by its f_max.
+    # fmin: a client for which no frequency could be drawn has NaN and is checked at its f_max.
     return problem.max_frequency_hz if frequency_hz is None else np.fmin(frequency_hz, problem.max_frequency_hz)
 
 

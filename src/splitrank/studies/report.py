@@ -20,7 +20,7 @@ from splitrank.config import flatten, plain_values
 from splitrank.errors import InputError
 from splitrank.federation.export_forms import export_folder, export_text
 from splitrank.files import write_atomically
-from splitrank.studies.report_charts import ACCURACY, BITS, JOULES, SECONDS, Line, charts_of, line_of, plain
+from splitrank.studies.report_charts import ACCURACY, BITS, JOULES, SECONDS, Line, charts_of, line_of, plain, shortened
 from splitrank.studies.report_page import MISSING, NO_RANK, number_cell, page, table, text_cell
 from splitrank.studies.report_shares import share_charts
 from splitrank.studies.run_reader import RecordedRun, read_run
@@ -30,15 +30,15 @@ from splitrank.studies.totals import Aggregate, best_accuracy, last_accuracy, me
 _LOG = logging.getLogger("splitrank")
 
 _TRIALS = "members"
-_MAX_SHOWN_VALUE = 80
 _NO_LIMIT = "no limit"
 
-_RESULTS: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
+_Column = tuple[Aggregate, Callable[[float], str]]
+_RESULTS: dict[str, _Column] = {
     "last accuracy": (last_accuracy, ACCURACY.show),
     "best accuracy": (best_accuracy, ACCURACY.show),
     "mean rank": (lambda run: mean_rank(run) if run.has_rank else None, plain),
 }
-_COSTS: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
+_COSTS: dict[str, _Column] = {
     "rounds recorded": (lambda run: len(run.rounds) - 1, plain),
     "rounds asked for": (lambda run: run.config.federation.rounds, plain),
     "time of all rounds": (slowest("latency_s"), SECONDS.show),
@@ -46,7 +46,7 @@ _COSTS: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
     "bits up": (total("uplink_bits"), BITS.show),
     "bits down": (total("downlink_bits"), BITS.show),
 }
-_PREPARATION: dict[str, tuple[Aggregate, Callable[[float], str]]] = {
+_PREPARATION: dict[str, _Column] = {
     "one-off preparation time": (slowest("preparation_s"), SECONDS.show),
     "one-off preparation energy": (total("preparation_j"), JOULES.show),
 }
@@ -84,7 +84,7 @@ def check_same_experiment(runs: Sequence[RecordedRun]) -> None:
         for run in runs:
             found.setdefault(value_of(run), []).append(str(run.folder))
         if len(found) > 1:
-            sides = " but ".join(f"{_short(value)} in {_listed(folders)}" for value, folders in found.items())
+            sides = " but ".join(f"{shortened(value)} in {_listed(folders)}" for value, folders in found.items())
             raise InputError(f"The runs of one report must have the same {what}, got {sides}; make a report of each")
 
 
@@ -152,10 +152,6 @@ def _plain_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN_VALUE else f"{text[: _MAX_SHOWN_VALUE - 1]}…"
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -164,7 +160,7 @@ def _facts(runs: Sequence[RecordedRun], lines: Sequence[Line]) -> list[str]:
     data = runs[0].data
     classes = "unknown classes"
     if data.labels is not None:
-        classes = f"{len(data.labels)} classes ({_short(', '.join(data.labels))})"
+        classes = f"{len(data.labels)} classes ({shortened(', '.join(data.labels))})"
     # Where the clients have texts of their own, the server knows their numbers from what they registered.
     own = int(runs[0].clients["samples"].loc[runs[0].rounds.index[-1:]].sum()) if len(runs[0].clients) else 0
     counts = {"training": data.train_texts or own, "test": data.test_texts}
@@ -213,13 +209,10 @@ def _lines(runs: Sequence[RecordedRun]) -> list[Line]:
     settings = _shown_settings(runs)
     asked = settings[[key for key in settings if not key.startswith("run.") and key != "data.path"]]
     numbers = asked.fillna(MISSING).agg(tuple, axis=1).factorize()[0]  # of each run's line
-    groups = [
-        [run for run, of_run in zip(runs, numbers, strict=True) if of_run == line] for line in range(max(numbers) + 1)
-    ]
-    telling = _telling_settings(asked.groupby(numbers).first())
-    names = _names(runs)
+    telling, names = _telling_settings(asked.groupby(numbers).first()), _names(runs)
     lines = []
-    for group in groups:
+    for line in range(max(numbers) + 1):
+        group = [run for run, of_run in zip(runs, numbers, strict=True) if of_run == line]
         label = names[group[0].folder]
         if len(group) > 1:
             varied = {key: value for key, value in _settings(group[0]).items() if key in telling}
@@ -261,25 +254,19 @@ def _summary(caption: str, lines: Sequence[Line]) -> str:
     """Return a row for every line: what was reached, the settings in which the lines differ, what it cost."""
     runs = [run for line in lines for run in line.runs]
     settings = _shown_settings(runs)
-    differing = _differing(settings)
+    line_of_run = [index for index, line in enumerate(lines) for _ in line.runs]
+    values = settings[_differing(settings)].fillna(MISSING).groupby(line_of_run)
     is_prepared = any(run.clients["preparation_s"].notna().any() for run in runs)
-    rows, first = [], 0
-    for line in lines:
-        own = settings.iloc[first : first + len(line.runs)]
-        first += len(line.runs)
-        values = {
-            key: _short(", ".join(_short(text) for text in own[key].fillna(MISSING).unique())) for key in differing
-        }
-        rows.append(
-            {title: _result(line.runs, *shown) for title, shown in _RESULTS.items()}
-            | {key: text_cell(text) for key, text in values.items()}
-            | {
-                title: _result(line.runs, *shown)
-                for title, shown in (_COSTS | (_PREPARATION if is_prepared else {})).items()
-            }
+    rows = []
+    for line, (_, own) in zip(lines, values, strict=True):
+        results, costs = (
+            {title: _result(line.runs, *column) for title, column in columns.items()}
+            for columns in (_RESULTS, _COSTS | (_PREPARATION if is_prepared else {}))
         )
         if not line.runs[0].has_rank:
-            rows[-1]["mean rank"] = NO_RANK
+            results["mean rank"] = NO_RANK
+        texts = {key: shortened(", ".join(map(shortened, own[key].unique()))) for key in own}
+        rows.append(results | {key: text_cell(text) for key, text in texts.items()} | costs)
     cells = pd.DataFrame(rows, index=[text_cell(line.label) for line in lines])
     return table(caption, cells.rename_axis(columns="run"))
 

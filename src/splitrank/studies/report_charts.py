@@ -31,6 +31,11 @@ def plain(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.5g}"
 
 
+def shortened(text: str, length: int = 80) -> str:
+    """Return a text of at most ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 @dataclass(frozen=True)
 class Quantity:
     """How numbers of one kind are shown: title and d3's format of their axis, and each as text."""

@@ -18,7 +18,6 @@ from importlib import resources
 from string import Template
 
 import pandas as pd
-import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
@@ -51,14 +50,14 @@ _LAYOUT = {
     "hoverlabel": {"align": "left", "bgcolor": _LIGHT["card"], "font": {"color": _LIGHT["text"]}},
     "showlegend": False,
     "uirevision": "keep",
-    "template": go.layout.Template(),
 }
 _CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "modeBarButtons": [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 }
-_HOVER = "<b>%{fullData.name}</b><br>OVER %{x}<br>%{text}<extra></extra>"
+_HOVER = "<b>%{fullData.name}</b><br>%{xaxis.title.text} %{x}<br>%{text}<extra></extra>"
+_Trace = dict[str, object]
 _WHERE = {"round": "in round", "client": "of client"}
 _MAX_MARKED_ROUNDS, _MAX_LARGE_MARKED_ROUNDS = 200, 40
 _MAX_HOVER_NAME = 60
@@ -129,9 +128,8 @@ def table(caption: str, cells: pd.DataFrame) -> str:
         caption: its heading.
         cells: from :func:`text_cell` and :func:`number_cell`, the index, too; the columns' names are not escaped.
     """
-    is_text = [str(cells.index[0]).startswith("<span")] + [
-        any(str(cell).startswith("<span") for cell in cells.iloc[:, place]) for place in range(cells.shape[1])
-    ]
+    columns = cells.reset_index().astype(str)
+    is_text = [columns.iloc[:, place].str.startswith("<span").any() for place in range(columns.shape[1])]
     names = [text_cell(name) if words else escape(name)
              for name, words in zip([cells.columns.name, *cells.columns], is_text, strict=True)]  # fmt: skip
     with pd.option_context("display.max_colwidth", None):
@@ -189,7 +187,9 @@ def _section(chart: Chart, num_lines: int, first: int, last: int) -> str:
     content = '<p class="empty">Nothing has been recorded for this chart yet.</p>'
     if not chart.is_empty:
         drawn = _figure(chart, num_lines, first, last)
-        drawing = to_html(drawn, _CONFIG, include_plotlyjs=False, full_html=False, div_id=f"chart-{chart.key}")
+        drawing = to_html(
+            drawn, _CONFIG, include_plotlyjs=False, full_html=False, validate=False, div_id=f"chart-{chart.key}"
+        )
         content = (
             f'<p class="note">{_keys(chart, num_lines)} {escape(chart.note)}</p>\n'
             f'<div class="chart" role="img" aria-label="{escape(_description(chart))}">{drawing}</div>\n'
@@ -222,7 +222,7 @@ def _description(chart: Chart) -> str:
     return " ".join([*sentences, "All numbers are in the table below."])
 
 
-def _figure(chart: Chart, num_lines: int, first: int, last: int) -> go.Figure:
+def _figure(chart: Chart, num_lines: int, first: int, last: int) -> dict[str, object]:
     """Return the figure in the colours of the day, over the rounds from ``first`` to ``last``, or all clients shown."""
     if chart.over != "round":
         first, last = 0, max(len(series.numbers) for series in chart.series) - 1
@@ -244,13 +244,9 @@ def _figure(chart: Chart, num_lines: int, first: int, last: int) -> go.Figure:
         "rangemode": "tozero" if quantity.from_zero else "normal",
         "dtick": _whole_step(math.ceil(pd.concat(tops).max())) if quantity.is_whole else None,
     }
-    figure = go.Figure(layout={**_LAYOUT, "xaxis": _AXIS | xaxis, "yaxis": _AXIS | yaxis})
-    figure.add_traces([_band(one, num_lines) for one in chart.series if one.is_range and one.dash != "dot"])
-    hover = _HOVER.replace("OVER", chart.over)
-    for series in chart.series:
-        for trace in _bar(series) if chart.is_stacked else _line(series):
-            figure.add_trace(trace.update(hovertemplate=hover))
-    return figure
+    bands = [_band(one, num_lines) for one in chart.series if one.is_range and one.dash != "dot"]
+    traces = [trace for series in chart.series for trace in (_bar(series) if chart.is_stacked else _line(series))]
+    return {"data": [*bands, *traces], "layout": {**_LAYOUT, "xaxis": _AXIS | xaxis, "yaxis": _AXIS | yaxis}}
 
 
 def _whole_step(last: int) -> int:
@@ -263,55 +259,50 @@ def _colour(series: Series) -> str:
     return _LIGHT["muted" if series.colour is None else f"line-{series.colour}"]
 
 
-def _trace(series: Series, key: str = "mean") -> dict[str, object]:
+def _trace(series: Series, key: str = "mean") -> _Trace:
     """Return what a bar and a line have in common; in a long name what tells it from others stands at its ends."""
     name, half = series.name, _MAX_HOVER_NAME // 2
     return {
         "name": escape(name if len(name) <= _MAX_HOVER_NAME else f"{name[:half]}…{name[-half:]}"),
         "x": series.numbers.index.tolist(),
-        "y": _values(series.numbers[key]),
+        "y": series.numbers[key].tolist(),  # Plotly writes null for NaN
         "text": [escape(text) for text in series.numbers["text"]],
+        "hovertemplate": _HOVER,
         "hoverlabel": {"bordercolor": _colour(series)},
         "meta": {"line": series.line},
         "visible": True,
     }
 
 
-def _values(numbers: pd.Series) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in numbers]
-
-
-def _bar(series: Series) -> list[go.Bar]:
+def _bar(series: Series) -> list[_Trace]:
     # Bars with one offset group stand on each other, those of other groups beside them.
     colour, trace = _colour(series), _trace(series)
     pattern = {"shape": _PATTERNS[series.filling], "bgcolor": _LIGHT["card"], "fgcolor": colour, "size": 7}
-    edge = {"color": colour, "width": [1 if height else 0 for height in _values(series.numbers["mean"])]}
+    edge = {"color": colour, "width": (series.numbers["mean"] > 0).astype(int).tolist()}
     marker = {"color": colour, "pattern": {**pattern, "fillmode": "replace"}, "line": edge}
-    return [go.Bar(**trace, offsetgroup=str(series.line), textposition="none", marker=marker)]
+    return [trace | {"type": "bar", "offsetgroup": str(series.line), "textposition": "none", "marker": marker}]
 
 
-def _line(series: Series) -> list[go.Scatter]:
+def _line(series: Series) -> list[_Trace]:
     """Return the line; of a budget that is not the same for all, the lowest and the highest."""
     is_budget = series.dash == "dot"
     num_rounds = len(series.numbers)
+    size = 8 if num_rounds <= _MAX_LARGE_MARKED_ROUNDS else 5
     symbol = [*_SYMBOLS][series.symbol] + ("-open" if series.dash == "dash" else "")
     return [
-        go.Scatter(
+        {
             **_trace(series, key),
-            mode="lines" if is_budget or num_rounds > _MAX_MARKED_ROUNDS else "lines+markers",
-            cliponaxis=False,  # a marker on the axis is drawn whole
-            line={"dash": series.dash, "width": 1.5 if is_budget else 2, "color": _colour(series)},
-            marker={
-                "symbol": symbol,
-                "size": 8 if num_rounds <= _MAX_LARGE_MARKED_ROUNDS else 5,
-                "color": _colour(series),
-            },
-        )
+            "type": "scatter",
+            "mode": "lines" if is_budget or num_rounds > _MAX_MARKED_ROUNDS else "lines+markers",
+            "cliponaxis": False,  # a marker on the axis is drawn whole
+            "line": {"dash": series.dash, "width": 1.5 if is_budget else 2, "color": _colour(series)},
+            "marker": {"symbol": symbol, "size": size, "color": _colour(series)},
+        }
         for key in (("min", "max") if is_budget and series.is_range else ("mean",))
     ]
 
 
-def _band(series: Series, num_lines: int) -> go.Scatter:
+def _band(series: Series, num_lines: int) -> _Trace:
     """Return a closed shape from the lowest to the highest for every stretch of rounds without a gap."""
     x: list[int | None] = []
     y: list[float | None] = []
@@ -320,7 +311,7 @@ def _band(series: Series, num_lines: int) -> go.Scatter:
         x += [*stretch.index, *stretch.index[::-1], None]
         y += [*stretch["min"], *stretch["max"][::-1], None]
     colour, opacity = _colour(series), 0.1 if num_lines >= _CROWD else 0.19
-    return go.Scatter(
-        x=x, y=y, mode="lines", fill="toself", hoverinfo="skip", fillcolor=colour, opacity=opacity, visible=True,
-        line={"width": 1, "color": colour}, meta={"line": series.line},
-    )  # fmt: skip
+    return {
+        "type": "scatter", "x": x, "y": y, "mode": "lines", "fill": "toself", "hoverinfo": "skip", "fillcolor": colour,
+        "opacity": opacity, "visible": True, "line": {"width": 1, "color": colour}, "meta": {"line": series.line},
+    }  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from splitrank.studies.report_charts import NUM_COLOURS, Chart, Line, Quantity, Series, plain
+from splitrank.studies.report_charts import NUM_COLOURS, Chart, Line, Quantity, Series, plain, shortened
 from splitrank.studies.run_reader import DataDescription
 
 Counts = NDArray[np.float64]
@@ -31,16 +31,17 @@ def share_charts(lines: Sequence[Line]) -> list[Chart]:
     told = [[run.data for run in line.runs] for line in lines]
     everybody = [data for of_line in told for data in of_line]
     classes = everybody[0].labels
-    if classes is None or any(not _is_known(data, len(classes)) or data.labels != classes for data in everybody):
+    if classes is None or any(data.labels != classes or not _is_known(data) for data in everybody):
         return []
-    held = [_mean_counts(of_line) for of_line in told]
+    # Runs that share a line have the same number of clients.
+    held = [np.array([data.client_counts for data in of_line], dtype=np.float64).mean(axis=0) for of_line in told]
     bars: list[tuple[str, int | None, Counts]]
     bars = [(f"{line.label}, ", index, counts) for index, (line, counts) in enumerate(zip(lines, held, strict=True))]
     if all(np.array_equal(counts, held[0]) for counts in held):
         bars = [("", None, held[0])]
     most = max(1, _MAX_BARS // len(bars))
     named, others = _largest(sum(counts.sum(axis=0) for counts in held))
-    groups_of_classes = [(_short(classes[label]), [label]) for label in named]
+    groups_of_classes = [(shortened(classes[label], _MAX_NAME), [label]) for label in named]
     if others:
         groups_of_classes.append((f"{len(others)} other classes", others))
     series = []
@@ -52,15 +53,8 @@ def share_charts(lines: Sequence[Line]) -> list[Chart]:
     return [Chart("shares", "Who holds what", _note(held, most, len(bars), told), TEXTS, series, True, "client")]
 
 
-def _is_known(data: DataDescription, num_classes: int) -> bool:
-    counts = data.client_counts
-    return counts is not None and {len(of_client) for of_client in counts} == {num_classes}
-
-
-def _mean_counts(of_line: Sequence[DataDescription]) -> Counts:
-    """Return the mean over runs, which have the same number of clients as they share a line."""
-    mean: Counts = np.mean([np.array(data.client_counts, dtype=np.float64) for data in of_line], axis=0)
-    return mean
+def _is_known(data: DataDescription) -> bool:
+    return {len(of_client) for of_client in data.client_counts or ()} == {len(data.labels or ())}
 
 
 def _largest(totals: Counts) -> tuple[list[int], list[int]]:
@@ -74,7 +68,7 @@ def _largest(totals: Counts) -> tuple[list[int], list[int]]:
 def _numbers(counts: Counts, names: Sequence[str]) -> pd.DataFrame:
     texts = [TEXTS.show(count) for count in counts]
     if names:
-        texts = [f"{_short(name)}: {text}" for name, text in zip(names, texts, strict=False)]
+        texts = [f"{shortened(name, _MAX_NAME)}: {text}" for name, text in zip(names, texts, strict=False)]
     return pd.DataFrame({"mean": counts, "min": counts, "max": counts, "text": texts}, index=range(len(counts)))
 
 
@@ -90,7 +84,3 @@ def _note(held: Sequence[Counts], most: int, groups: int, told: Sequence[Sequenc
     if any(len(of_line) > 1 for of_line in told):
         note += " Of several runs the mean."
     return note
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"

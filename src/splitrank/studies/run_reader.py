@@ -108,18 +108,11 @@ def read_run(folder: Path) -> RecordedRun:
 
 def _data_description(told: object, summary: object) -> DataDescription:
     told = told if isinstance(told, dict) else {}
-    labels, source, sha256 = (told.get(key) for key in ("labels", "source", "sha256"))
-    train_texts, test_texts = (
-        count if isinstance(count := told.get(key), int) else None for key in ("train_texts", "test_texts")
-    )
-    return DataDescription(
-        None if source is None else str(source),
-        tuple(map(str, labels)) if isinstance(labels, list) else None,
-        train_texts,
-        test_texts,
-        None if sha256 is None else str(sha256),
-        *_clients_described(summary),
-    )
+    labels = told.get("labels")
+    source, sha256 = (None if (text := told.get(key)) is None else str(text) for key in ("source", "sha256"))
+    train, test = (count if isinstance(count := told.get(key), int) else None for key in ("train_texts", "test_texts"))
+    classes = tuple(map(str, labels)) if isinstance(labels, list) else None
+    return DataDescription(source, classes, train, test, sha256, *_clients_described(summary))
 
 
 def _clients_described(summary: object) -> tuple[tuple[tuple[int, ...], ...] | None, tuple[str, ...]]:

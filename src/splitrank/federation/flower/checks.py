@@ -1,4 +1,4 @@
-"""Check an update before it touches the model: its shape, its numbers, and how far it may have moved."""
+"""How the server checks an update before it touches the model: its shape, its numbers, and how far it has moved."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def norm_bound(start: Tensor, num_samples: int, training: TrainingConfig) -> flo
     return moved + reach * training.weight_decay * (float(start.norm()) + moved)
 
 
-def checked_update(
+def check_update(
     reply: Reply,
     start: Adapter,
     rule: Rule,

@@ -144,7 +144,7 @@ def profile_device(
     Args:
         model: what is trained; what it learns here is thrown away.
         rule: which numbers are trained.
-        texts, rows, labels: the client's texts, as in :func:`learning.client.train`.
+        texts, rows, labels: the client's texts, as in :func:`splitrank.learning.client.train_client`.
         client: its number, for the settings that are drawn per client.
     """
     some = rows[: _MAX_BATCHES * model.config.train.batch_size]

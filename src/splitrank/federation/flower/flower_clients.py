@@ -20,7 +20,7 @@ from splitrank.federation.able import check_able
 from splitrank.federation.backlog import held_rows, merged_parts
 from splitrank.federation.clients import NoUpdate
 from splitrank.federation.costs import round_workload
-from splitrank.federation.flower.checks import checked_update
+from splitrank.federation.flower.checks import check_update
 from splitrank.federation.flower.measurements import is_amount, latency_margin, measured, observe, wall_of
 from splitrank.federation.flower.messenger import Messenger, Reply
 from splitrank.federation.flower.payload import NO_FLOATS, Floats, Header, is_count
@@ -168,7 +168,7 @@ class FlowerClients:
     def _checked(self, client: int, reply: Reply, start: Adapter, state: State) -> Update | NoUpdate:
         """Return the update, or why there is none, with what the round really took."""
         node = self.roster.present[client]
-        checked = checked_update(
+        checked = check_update(
             reply,
             start,
             self.rule,

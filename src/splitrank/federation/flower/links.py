@@ -1,8 +1,9 @@
-"""Measure the links: rates and overhead from probe messages, and how far the actual latency strays from the plan.
+"""How the server measures each client's link: its speed and overhead, and how far a round strays from the plan.
 
-Neither app sees the transfer between SuperNode and SuperLink, so a link is measured by messages of two sizes: what the
-longer one takes more gives the rate, what the shorter one takes the overhead. All probes of a node are sent at once,
-since a SuperNode that has nothing to do looks for messages only every three seconds; the first one absorbs that wait.
+Neither app sees the transfer between SuperNode and SuperLink, so the bandwidth of a link is measured by messages of
+two sizes: the extra time of the longer one gives the rate, the time of the shorter one the overhead. All probes of a
+node are sent at once, since a SuperNode that has nothing to do looks for messages only every three seconds; the first
+one absorbs that wait.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ProbeResult:
 class Link:
     """One client's link as it is known now: as probes measured it, corrected by the rounds since.
 
-    A round takes overhead_s + slowness·bits_s beside its training, bits_s being its bits over the probed rates. Both
+    A round takes overhead_s + slowness·bits_s beside its training, bits_s being its bits over the probes' rates. Both
     are fitted by least squares to the last rounds and to the probes, which count as one round each: one without bits,
     and one whose bits take as long as the probes must at least. So a link that has become slower, or whose rate was
     taken too low, has other rates soon; one on which bits hardly count keeps its rates and has another overhead.

@@ -1,6 +1,6 @@
 """A client where its texts are: it tells amounts, plans for itself, trains, and evaluates on its own test texts.
 
-Its model is trained by :func:`splitrank.learning.client.train`, as in a run in one process. This module reads
+Its model is trained by :func:`splitrank.learning.client.train_client`, as in a run in one process. This module reads
 and writes no messages; :mod:`worker` does.
 """
 

@@ -20,7 +20,7 @@ from splitrank.federation.flower.payload import Floats, Header, PayloadError, pa
 
 _LOOK_EVERY_S = 0.1
 _LOOK_FOR_ARRAYS_EVERY_S = 0.5
-_LINES = 16
+_MAX_THREADS = 16
 _MAX_WAIT_S = 24 * 3600.0
 _ASK_AGAIN_AFTER_S = 15.0
 
@@ -121,8 +121,8 @@ class Messenger:
 
         # Flower announces an answer before its array is there and then waits for it: one slow uplink would hold up all.
         names = list(places)
-        lines = [set(names[first::_LINES]) for first in range(min(_LINES, len(names)))]
-        threads = [Thread(target=gather, args=(line,), daemon=True) for line in lines]
+        shares = [set(names[first::_MAX_THREADS]) for first in range(min(_MAX_THREADS, len(names)))]
+        threads = [Thread(target=gather, args=(share,), daemon=True) for share in shares]
         for thread in threads:
             thread.start()
         for thread in threads:

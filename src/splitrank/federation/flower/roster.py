@@ -166,7 +166,7 @@ class Roster:
         if self.measures:
             machine = None if self.asks_for_ranks else profile_from(reply.header.get("machine"))
             _LOG.info(f"Client {client}: measuring its link.")
-            link = self._measured_link(node) if machine or self.asks_for_ranks else None
+            link = self._measure_link(node) if machine or self.asks_for_ranks else None
             if link is None:
                 _LOG.info(f"A node was refused: client {client} or its link could not be measured.")
                 return False
@@ -178,7 +178,7 @@ class Roster:
         _LOG.info(f"Client {client} joined with {amounts[0]} texts.")
         return True
 
-    def _measured_link(self, node: int) -> Link | None:
+    def _measure_link(self, node: int) -> Link | None:
         """Measure a node's link by probes, each longer than the last, until one was long enough and agrees with it.
 
         The longest counts, since what else happens on the machines weighs least in it.
@@ -217,13 +217,13 @@ def request_maker(settings: Header, label_names: list[str], trunk_sha256: str, r
 
 def _describe(machine: DeviceProfile | None, link: Link) -> str:
     rates = f"{_mbps(link.uplink_bps)} Mbit/s up, {_mbps(link.downlink_bps)} down"
-    spoken_link = f"link {rates}, {link.overhead_s:.2g} s beside"
+    link_text = f"link {rates}, {link.overhead_s:.2g} s beside"
     if machine is None:
-        return f"keeps its machine to itself; {spoken_link}"
+        return f"keeps its machine to itself; {link_text}"
     return (
         f"{machine.cores} cores at {machine.reference_frequency_hz / 1e9:.2f} GHz ({machine.clock}), "
         f"{machine.seconds_per_sample * 1e3:.3g} ms and {machine.seconds_per_sample_per_rank * 1e6:.3g} µs per rank "
-        f"and text, {machine.power_w:.3g} W ({machine.power_from}); {spoken_link}"
+        f"and text, {machine.power_w:.3g} W ({machine.power_from}); {link_text}"
     )
 
 

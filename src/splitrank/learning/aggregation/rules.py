@@ -1,4 +1,7 @@
-"""The table of aggregation rules, and what settings make of them."""
+"""The table of aggregation rules, from which ``federation.aggregation`` in the settings chooses one.
+
+To choose a rule here is to select a strategy in Flower.
+"""
 
 from __future__ import annotations
 
