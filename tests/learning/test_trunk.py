@@ -17,8 +17,9 @@ import torch
 
 from splitrank.errors import InputError
 from splitrank.learning import trunk
+from splitrank.learning.layer import grid_width, num_rows
 from splitrank.learning.trunk import cache_folder, clear_cache, length_batches, list_cache, trunk_outputs
-from tests.learning.oracle import load, random_ids
+from tests.learning.oracle import adapt, load, random_ids
 
 LIMIT = 10**9
 
@@ -221,3 +222,45 @@ def test_length_batches_cover_all_within_the_budget():
     assert sorted(np.concatenate(batches).tolist()) == list(range(7))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= 64
+
+
+def test_evaluation_has_few_shapes():
+    """oneDNN makes a primitive for each shape, and keeps it with half a megabyte."""
+    lengths = np.minimum(128, np.random.default_rng(0).geometric(1 / 45, 20_000) + 2)
+    batches = list(length_batches(lengths, 8192))
+    assert len(batches) > 100
+    grids = {(len(batch), grid_width(int(lengths[batch].max()))) for batch in batches[:-1]}
+    assert len(grids) <= 128 / 16
+    assert len({num_rows(torch.from_numpy(lengths[batch])) for batch in batches}) <= 16
+
+
+@pytest.mark.parametrize("needed", [1, 2, 127, 128, 129, 1000, 1024, 1025, 1537, 2048, 2049, 3000, 8191, 8192, 8193])
+def test_rows_are_filled_up_by_at_most_an_eighth(needed):
+    """A batch of texts of one token has a grid of 16 places each, hence a row of filling."""
+    rows = num_rows(torch.ones(needed - 1, dtype=torch.int64)) if needed > 1 else num_rows(torch.tensor([1]))
+    assert rows >= needed
+    assert rows - needed < max(128, needed / 8)
+    assert rows % 128 == 0
+
+
+def test_dropping_the_trunk_changes_no_score(tiny_model):
+    encoder = load(tiny_model("roberta"))
+    cached = outputs(encoder, random_ids(64, [4, 9, 31]))
+    digest = encoder.trunk_digest
+    adapted = adapt(encoder)
+    expected = adapted.logits(*cached.read([0, 1, 2]))
+    encoder.drop_trunk()
+    assert encoder.trunk_digest == digest
+    assert torch.equal(adapted.logits(*cached.read([0, 1, 2])), expected)
+    cached.close()
+    layers = encoder.model.get_submodule(encoder.family.layers)
+    assert sum(parameter.numel() for parameter in layers[: encoder.cut_layer].parameters()) == 0
+    assert all(parameter.numel() for parameter in layers[encoder.cut_layer].parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
+def test_no_weight_is_read_from_its_file_any_more(tiny_model):
+    folder = tiny_model("roberta")
+    encoder = load(folder)
+    adapt(encoder)
+    assert "model.safetensors" not in Path("/proc/self/maps").read_text()

@@ -47,7 +47,8 @@ OF_A_LAYER: dict[str, Callable[[str], bool]] = {
 @pytest.fixture(autouse=True)
 def no_filling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are filled up to round numbers, which the mathematics does not need."""
-    monkeypatch.setattr(layer, "_ROW_BLOCK", 1)
+    monkeypatch.setattr(layer, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(layer, "_ROW_STEPS", 2**20)
     monkeypatch.setattr(layer, "_WIDTH_BLOCK", 1)
 
 

@@ -12,8 +12,9 @@ from tests.planning.tiny import BATCH, SHAPE, TOKENS, per_batch, tiny_encoder
 
 
 def test_trunk_equals_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for block in ("_ROW_BLOCK", "_WIDTH_BLOCK"):  # batches are filled up, which the mathematics does not need
-        monkeypatch.setattr(layer, block, 1)
+    # Batches are filled up, which the mathematics does not need.
+    for name, value in (("_FEWEST_ROWS", 1), ("_ROW_STEPS", 2**20), ("_WIDTH_BLOCK", 1)):
+        monkeypatch.setattr(layer, name, value)
     encoder = tiny_encoder([3])
     with FlopCounterMode(display=False) as counter:
         encoder.trunk([np.full(TOKENS, 5, dtype=np.int32)] * BATCH)

@@ -257,12 +257,14 @@ def make_clients(
     problem = round_problem(config, model.shape, workload, 1, require_all=False)
     if refuse_unable:
         check_able(config, problem)
+    train_outputs, test_outputs = model.prepare(train_ids, "training texts"), model.prepare(test_ids, "test texts")
+    model.encoder.drop_trunk()
     return InProcessClients(
         model=model,
         rule=rule,
         data=data,
-        train_outputs=model.prepare(train_ids, "training texts"),
-        test_outputs=model.prepare(test_ids, "test texts"),
+        train_outputs=train_outputs,
+        test_outputs=test_outputs,
         partition=dealt,
         test_rows=shares_to_test_on(config, data, dealt),
         texts=texts,

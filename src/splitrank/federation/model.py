@@ -43,7 +43,7 @@ from splitrank.learning.data import TextData
 from splitrank.learning.device import resolve_device
 from splitrank.learning.encoder import Encoder, load_encoder, resolve_precision, tokenize
 from splitrank.learning.lengths import TokenIds, with_lengths
-from splitrank.learning.memory import keep_freed_memory
+from splitrank.learning.memory import keep_freed_memory, return_freed_memory
 from splitrank.learning.summary import summarise
 from splitrank.learning.trunk import TrunkOutputs, trunk_outputs
 from splitrank.learning.updates.proximal import proximal_terms
@@ -187,6 +187,7 @@ class Model:
             for client, rows in enumerate(shares):
                 load(self.adapted, state.adapter, state.local[client])
                 logits[rows] = predict_logits(self.adapted, texts, rows, f"evaluating client {client}")
+        return_freed_memory()
         return classification_metrics(logits, labels, shares, class_counts)
 
     def count_hits(

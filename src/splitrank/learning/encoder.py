@@ -164,6 +164,27 @@ class Encoder:
                 linear.bias = nn.Parameter(own_bias, requires_grad=False)
             self.query_key_value[index] = (weight, bias)
 
+    def copy_from_file(self) -> None:
+        """Copy the weights that are still read from the file they came in, so that the file is let go of.
+
+        Transformers maps the file into memory; while one weight is used from there, the float32 originals of all
+        matrices that were cast stay with it.
+        """
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor.data = tensor.data.clone()
+
+    def drop_trunk(self) -> None:
+        """Let go of all weights below the cut, once the trunk's output of every text is cached.
+
+        Nothing but :meth:`trunk` needs them; its digest is computed before they go.
+        """
+        self.trunk_digest  # noqa: B018
+        layers = _part(self.model, self.family.layers)
+        for part in (_part(self.model, self.family.embeddings), *layers[: self.cut_layer]):
+            for parameter in part.parameters():
+                parameter.data = parameter.data.new_empty(0)
+        self.query_key_value[: self.cut_layer] = [None] * self.cut_layer
+
     def attention_bias(self, packed: PackedBatch) -> Tensor:
         """Return what is added to attention scores: nearly minus infinity at padding, and MPNet's relative positions.
 

@@ -54,9 +54,11 @@ class Dropout:
     attention: float
 
 
-# Packed rows and the grid's width are filled up to multiples of these: oneDNN compiles a product for every new shape,
-# which takes milliseconds and leaves code in memory.
-_ROW_BLOCK, _WIDTH_BLOCK = 128, 16
+# oneDNN compiles a product for every new shape, which takes milliseconds and leaves code and buffers in memory. So the
+# grid's width is filled up to multiples of 16, and packed rows to multiples of an eighth of a power of two, at least
+# 128: 128, 256, ... 2048, 2304, ... 4096, 4608, ... Above 1,024 at most an eighth of the rows is filling, and up to 8,192
+# there are 32 numbers of rows.
+_FEWEST_ROWS, _ROW_STEPS, _WIDTH_BLOCK = 128, 8, 16
 
 
 def num_rows(lengths: Tensor) -> int:
@@ -64,12 +66,14 @@ def num_rows(lengths: Tensor) -> int:
 
     Where a text leaves places in the grid empty there is at least one row of filling, from which they are filled.
     """
-    needed = int(lengths.sum()) + bool((lengths != _grid_width(lengths)).any())
-    return -(-needed // _ROW_BLOCK) * _ROW_BLOCK
+    needed = int(lengths.sum()) + bool((lengths != grid_width(int(lengths.max()))).any())
+    block = max(_FEWEST_ROWS, (1 << (needed - 1).bit_length()) // (2 * _ROW_STEPS))
+    return -(-needed // block) * block
 
 
-def _grid_width(lengths: Tensor) -> int:
-    return -(-int(lengths.max()) // _WIDTH_BLOCK) * _WIDTH_BLOCK
+def grid_width(longest: int) -> int:
+    """Return how many places the grid has for each text of a batch whose longest has so many tokens."""
+    return -(-longest // _WIDTH_BLOCK) * _WIDTH_BLOCK
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,7 @@ class PackedBatch:
 
 def pack(lengths: Tensor, device: torch.device) -> PackedBatch:
     """Return how texts of so many tokens are packed, int64 on the host, shape (texts,); its tensors on ``device``."""
-    width, ends = _grid_width(lengths), lengths.cumsum(0)
+    width, ends = grid_width(int(lengths.max())), lengths.cumsum(0)
     num_tokens, first_rows = int(ends[-1]), ends - lengths
     mask = torch.arange(width) < lengths[:, None]
     grid_to_row = torch.where(mask, first_rows[:, None] + torch.arange(width), num_tokens).flatten()

@@ -33,16 +33,16 @@ from splitrank.errors import InputError
 from splitrank.files import folder_built_atomically, try_lock, wait_for_lock
 from splitrank.learning.device import device_name
 from splitrank.learning.encoder import Encoder
-from splitrank.learning.layer import num_rows
+from splitrank.learning.layer import grid_width, num_rows
 from splitrank.progress import track
 
 _LOG = logging.getLogger("splitrank")
 
 BATCH_TOKENS = 8192
-"""Padded tokens that are computed at a time, in the trunk and in evaluation [tokens]."""
+"""Places in the grid that are computed at a time, in the trunk and in evaluation [tokens]."""
 
 # Part of every key: to be raised when the layout of the file or what the encoder computes changes.
-_FORMAT = 5
+_FORMAT = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +93,11 @@ def cache_folder() -> Path:
 
 
 def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Split texts into batches of similar length of at most ``batch_tokens`` padded tokens (or one text)."""
+    """Split texts into batches of similar length of at most ``batch_tokens`` places in their grids (or one text)."""
     order = np.argsort(lengths, kind="stable")[::-1]
     start = 0
     while start < len(order):
-        count = max(1, batch_tokens // int(lengths[order[start]]))
+        count = max(1, batch_tokens // grid_width(int(lengths[order[start]])))
         yield order[start : start + count]
         start += count
 

@@ -294,6 +294,7 @@ def connect(
     test_ids = model.tokenize(data.test_texts)
     data = model.measure(data, None, test_ids)
     test_outputs = model.prepare(test_ids, "test texts")
+    model.encoder.drop_trunk()
     settings = plain_values(model.config)
     if not tell_data:
         settings.pop("data")

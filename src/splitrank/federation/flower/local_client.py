@@ -28,6 +28,7 @@ from splitrank.federation.texts import TextStats
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.client import Throttle, Update
+from splitrank.learning.memory import return_freed_memory
 from splitrank.planning.plan import make_plan
 from splitrank.planning.problem import Problem, subproblem
 from splitrank.planning.solvers.exact import exact
@@ -139,13 +140,15 @@ class LocalClient:
             throttle.planned_s *= model.config.federation.local_epochs / epochs
             update = model.train(replace(task, select=rule.select), *own, throttle=throttle)
         trained_s, after_j = time.monotonic() - before_s - throttle.rested_s - trial.rested_s, read_energy_j()
+        busy_s = (time.process_time() - before_cpu_s) / torch.get_num_threads()
+        return_freed_memory()
         if estimate:
             num_samples = update.num_samples * epochs
             estimate.observe(trained_s / slowdown if is_set else trained_s, request.start.rank, num_samples)
         return TrainResult(
             update,
             rule,
-            busy_s=(time.process_time() - before_cpu_s) / torch.get_num_threads(),
+            busy_s=busy_s,
             energy_j=None if before_j is None or after_j is None else max(0.0, after_j - before_j),
             machine=estimate.machine if estimate else None,
         )

@@ -122,6 +122,7 @@ def prepare(
         except InputError as error:
             _LOG.info(f"{error}")  # here alone: such a sentence may quote a text
             raise InputError("its texts cannot be used; the client's own log tells why") from None
+    model.encoder.drop_trunk()
     rule = rule or rule_of(config)
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())
 

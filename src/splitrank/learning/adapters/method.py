@@ -116,6 +116,7 @@ def attach(encoder: Encoder, method: Method) -> AdaptedEncoder:
     packed = is_packable(encoder, [*trained.values(), *head.values()])
     if packed:
         encoder.cast_and_fuse_qkv(range(encoder.cut_layer, encoder.num_layers))
+    encoder.copy_from_file()
     adapted = AdaptedEncoder(encoder, method, peft_model, head, packed_logits if packed else reference_logits)
     _check_all_is_trained(adapted, trained)
     encoder.model.requires_grad_(False)
