@@ -97,7 +97,7 @@ def test_the_paper_preset_is_what_the_defaults_are(tmp_path):
         ("data.separator='\"'", "data.separator must be one character between fields"),
         ("data.columns=['a', 'a']", "data.columns must be a list of column names that differ"),
         ("data.config=' '", "data.config must not be empty"),
-        ("adapter.method='ia3'", "adapter.method = \"ia3\" is not available yet; try 'lora'"),
+        ("adapter.method='adalora'", "adapter.method = \"adalora\" is not available yet; try 'lora'"),
         ("federation.aggregation='lora-a2'", "not available yet"),
         ("split.mode='splitfed'", "split is not available yet"),
         (

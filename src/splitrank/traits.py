@@ -145,6 +145,7 @@ METHOD_TRAITS: dict[str, MethodTraits] = {
     "dora": MethodTraits(FACTORS | {"magnitude"}, "product", "peft", _OF_LINEARS),
     "full": MethodTraits(frozenset({"weight"}), "fixed", "model"),
     "bitfit": MethodTraits(frozenset({"bias"}), "fixed", "model"),
+    "ia3": MethodTraits(frozenset({"scale"}), "fixed", "peft"),
 }
 
 RULE_TRAITS: dict[str, RuleTraits] = {

@@ -27,7 +27,7 @@ def test_accounting_of_roberta_base():
 
 
 # Query and value of three layers: 4,608 numbers a rank in all lora_A and as many in all lora_B, 4,608 magnitudes; three
-# whole layers have 21,263,616 numbers, of which 25,344 are biases.
+# whole layers have 21,263,616 numbers, of which 25,344 are biases; IA3 has 2·768 + 3,072 numbers a layer.
 @pytest.mark.parametrize(
     ("overrides", "up", "down"),
     [
@@ -44,6 +44,7 @@ def test_accounting_of_roberta_base():
         (["adapter.method=rslora"], Count(HEAD, 9_216), Count(HEAD, 9_216)),
         (["adapter.method=full"], Count(HEAD + 21_263_616), Count(HEAD + 21_263_616)),
         (["adapter.method=bitfit"], Count(HEAD + 25_344), Count(HEAD + 25_344)),
+        (["adapter.method=ia3"], Count(HEAD + 13_824), Count(HEAD + 13_824)),
     ],
 )
 def test_what_is_sent_up_and_down(overrides, up, down):
@@ -70,6 +71,7 @@ def test_the_papers_payload_is_equation_5_of_what_is_trained():
         (["adapter.method=dora"], 128),
         (["adapter.method=full"], 1),
         (["adapter.method=bitfit"], 1),
+        (["adapter.method=ia3"], 1),
     ],
 )
 def test_the_largest_rank(overrides, cap):

@@ -1,7 +1,8 @@
 """Tiny encoders with a method in them, and what they must compute: Hugging Face's whole model with dense weights.
 
-The oracle knows nothing of the wing's forward passes. It puts W + s·B·A, DoRA's m ∘ (W + s·B·A)/‖W + s·B·A‖, or the
-trained weights themselves in the place of the pretrained ones, and runs the whole model on padded text in float64.
+The oracle knows nothing of the wing's forward passes. It puts W + s·B·A, DoRA's m ∘ (W + s·B·A)/‖W + s·B·A‖, IA3's
+scaled rows or columns of W, or the trained weights themselves in the place of the pretrained ones, and runs the whole
+model on padded text in float64.
 """
 
 from __future__ import annotations
@@ -95,6 +96,10 @@ def whole_model_logits(bare: Encoder, adapter: Adapter, tensors: Mapping[str, Te
         if kind in OWN_WEIGHTS:
             assert path in pretrained
             dense[path] = tensor
+        elif kind == "scale":  # of a linear's outputs, shape (d, 1), or of its inputs, (1, k)
+            dense[f"{path}.weight"] = tensor * pretrained[f"{path}.weight"]
+            if not path.endswith(bare.family.linears["output"]):
+                dense[f"{path}.bias"] = tensor[:, 0] * pretrained[f"{path}.bias"]
         elif kind == "lora_A":
             weight = pretrained[f"{path}.weight"] + adapter.scaling * tensors[f"lora_B/{path}"] @ tensor
             magnitude = tensors.get(f"magnitude/{path}")

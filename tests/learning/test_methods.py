@@ -20,6 +20,8 @@ COUNTS = torch.tensor(LENGTHS)
 
 WITH_PEFT = [name for name in METHODS if METHOD_TRAITS[name].export == "peft"]
 
+WITH_ALPHA = [name for name in WITH_PEFT if METHOD_TRAITS[name].has_rank]
+
 every_method = pytest.mark.parametrize("name", METHODS)
 every_method_of_peft = pytest.mark.parametrize("name", WITH_PEFT)
 every_rank = pytest.mark.parametrize("rank", RANKS)
@@ -230,7 +232,7 @@ def test_attaching_leaves_the_global_random_state_alone(name, tiny_model):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@every_method_of_peft
+@pytest.mark.parametrize("name", WITH_ALPHA)
 def test_peft_says_the_loaded_rank_and_alpha(name, tiny_model):
     """The alpha from which PEFT makes the adapter's scaling, of the rank or of its root."""
     adapted = adapt(oracle.fresh(tiny_model()), name)

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitrank.config import AdapterTable
 from splitrank.learning import layer
+from splitrank.learning.adapters.adapter import kind_of
 from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
 from splitrank.learning.adapters.methods import make_method
@@ -41,6 +42,8 @@ OF_A_LAYER: dict[str, Callable[[str], bool]] = {
     "bias": lambda path: path.endswith("bias"),
 }
 """Kind → which of a trained layer's own parameters are of it."""
+OWN_MODULES = {"scale"}
+"""Kinds whose parameters stand in modules that the method puts into the layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +61,8 @@ class Trained:
     parameters: dict[str, list[nn.Parameter]]
 
 
-def packed(part: TrainedPart, rank: int, method: str) -> Trained:
-    """The encoder that splitrank trains with plain LoRA, with the merged parts beside it."""
+def as_it_is_trained(part: TrainedPart, rank: int, method: str) -> Trained:
+    """The encoder that splitrank trains, with a method and the merged parts in it."""
     encoder = tiny_encoder(list(part.layers))
     adapted = attach(encoder, make_method(method, {"linears": part.linears, "scaling": 2.0, "dropout": 0.0}))
     start = initial(adapted, trained_head(adapted, part.head))
@@ -69,9 +72,12 @@ def packed(part: TrainedPart, rank: int, method: str) -> Trained:
         (d, k), path = sizes[name], f"roberta.encoder.layer.{index}.{PATHS[name]}"
         rows = max(d, k) if merged is None else merged
         start = add_merged(start, {path: (torch.randn(rows, k), torch.randn(d, rows))})
-    load(adapted, start)
+    parameters: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in load(adapted, start).items():
+        if kind_of(name) != "head":
+            parameters.setdefault(kind_of(name), []).append(parameter)
     hidden, lengths = torch.randn(BATCH * TOKENS, SHAPE.hidden_size), torch.full((BATCH,), TOKENS)
-    return Trained(lambda: adapted.logits(hidden, lengths), _by_kind(encoder.model, ("lora_A", "lora_B")))
+    return Trained(lambda: adapted.logits(hidden, lengths), parameters)
 
 
 def reference(part: TrainedPart, rank: int, method: str) -> Trained:
@@ -111,8 +117,9 @@ def reference(part: TrainedPart, rank: int, method: str) -> Trained:
 
 
 def trained_of(part: TrainedPart, rank: int, method: str) -> Trained:
-    """What runs for a method: the packed pass for plain LoRA whatever its scaling, else the reference."""
-    runs = packed if METHOD_TRAITS[method].kinds == FACTORS else reference
+    """What runs for a method: splitrank's encoder, or without it a reference that needs none of our modules."""
+    kinds = METHOD_TRAITS[method].kinds
+    runs = as_it_is_trained if kinds == FACTORS or kinds & OWN_MODULES else reference
     return runs(part, rank, method)
 
 
@@ -151,6 +158,7 @@ TRAINED = [
     ("dora", {"lora_B", "magnitude"}),
     ("full", {"weight"}),
     ("bitfit", {"bias"}),
+    ("ia3", {"scale"}),
 ]
 ON_LINEARS = [case for case in TRAINED if METHOD_TRAITS[case[0]].has_rank]
 IN_LAYERS = [case for case in TRAINED if case not in ON_LINEARS]
@@ -258,6 +266,7 @@ def test_numbers_of_roberta_base() -> None:
     assert COSTS["dora"].numbers(roberta("dora", "all-linear"))["magnitude"] == Count(20_736)
     assert COSTS["full"].numbers(roberta("full", "query-value"))["weight"] == Count(3 * 7_087_872)
     assert COSTS["bitfit"].numbers(roberta("bitfit", "query-value"))["bias"] == Count(25_344)
+    assert COSTS["ia3"].numbers(roberta("ia3", "query-value"))["scale"] == Count(13_824)
     assert COSTS["rslora"].numbers(roberta("rslora", "query-value")) == COSTS["lora"].numbers(
         roberta("lora", "query-value")
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,6 +33,7 @@ from splitrank.learning.table_files import read_table
 from splitrank.learning.text_rules import columns_wanted, texts_of
 from splitrank.learning.trunk import BATCH_TOKENS, length_batches
 from splitrank.progress import track
+from splitrank.traits import TRAINED_ADAPTER
 
 LABELS = "labels.json"
 """File beside an adapter: a list of the label names in the order of the classes."""
@@ -66,7 +68,8 @@ def _save_adapter(model: Model, adapter: Adapter, personal: Mapping[str, Tensor]
         peft_model.save_pretrained(str(folder))
     _name_magnitudes(folder / "adapter_model.safetensors")
     write_atomically(folder / LABELS, json.dumps(model.encoder.label_names, indent=2) + "\n")
-    _save_beside(model, folder, _PEFT_CARD)
+    can_merge = isinstance(peft_model.peft_config[TRAINED_ADAPTER], LoraConfig)
+    _save_beside(model, folder, _PEFT_CARD + _MERGING if can_merge else _PEFT_CARD)
 
 
 def _name_magnitudes(weights: Path) -> None:
@@ -149,7 +152,10 @@ from peft import AutoPeftModelForSequenceClassification
 
 model = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=id2label)
 ```
+"""
 
+# PEFT 0.21 merges LoRA and its variants beside a head of several linears, but not IA3.
+_MERGING = """
 As a whole model, `pipeline("text-classification", "merged")`, which needs no arguments and no PEFT:
 
 ```python

@@ -9,11 +9,19 @@ from typing import Any
 from splitrank.learning.adapters.bitfit import BitFit
 from splitrank.learning.adapters.dora import Dora
 from splitrank.learning.adapters.full import Full
+from splitrank.learning.adapters.ia3 import Ia3
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.adapters.rslora import RsLora
 
-METHODS: dict[str, type[Any]] = {"lora": Lora, "rslora": RsLora, "dora": Dora, "full": Full, "bitfit": BitFit}
+METHODS: dict[str, type[Any]] = {
+    "lora": Lora,
+    "rslora": RsLora,
+    "dora": Dora,
+    "full": Full,
+    "bitfit": BitFit,
+    "ia3": Ia3,
+}
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> Method:

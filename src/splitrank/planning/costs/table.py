@@ -6,6 +6,7 @@ from splitrank.planning.costs.bitfit import BITFIT
 from splitrank.planning.costs.cost import MethodCost
 from splitrank.planning.costs.dora import DORA
 from splitrank.planning.costs.full import FULL
+from splitrank.planning.costs.ia3 import IA3
 from splitrank.planning.costs.lora import LORA
 
 COSTS: dict[str, MethodCost] = {
@@ -14,4 +15,5 @@ COSTS: dict[str, MethodCost] = {
     "dora": DORA,
     "full": FULL,
     "bitfit": BITFIT,
+    "ia3": IA3,
 }
