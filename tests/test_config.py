@@ -204,6 +204,22 @@ def test_a_rule_needs_the_kinds_of_its_method():
             load_config("edge", [f"adapter.method={method}", f"federation.aggregation={rule}"])
 
 
+def test_a_method_that_no_rule_averages_at_unequal_ranks_says_so():
+    for rule in ("fedavg", "median"):
+        (problem,) = problems(
+            "adapter.method='bottleneck'",
+            "workload.model='flops'",
+            "planner.rank_policy='per-client'",
+            f"federation.aggregation={rule}",
+        )
+        assert problem == (
+            'planner.rank_policy must be "common" for adapter.method = "bottleneck", which no rule averages at unequal '
+            'ranks, got "per-client"; leave it out'
+        )
+    (problem,) = problems("adapter.method='bottleneck'", "workload.model='flops'", "federation.aggregation=ffa")
+    assert "which has no lora_A and no lora_B" in problem
+
+
 def test_methods_and_rules_are_those_with_traits():
     assert get_args(AdapterTable.model_fields["method"].annotation) == tuple(METHOD_TRAITS)
     assert get_args(FederationTable.model_fields["aggregation"].annotation) == tuple(RULE_TRAITS)

@@ -1,13 +1,14 @@
 """Tiny encoders with a method in them, and what they must compute: Hugging Face's whole model with dense weights.
 
 The oracle knows nothing of the wing's forward passes. It puts W + s·B·A, DoRA's m ∘ (W + s·B·A)/‖W + s·B·A‖, IA3's
-scaled rows or columns of W, or the trained weights themselves in the place of the pretrained ones, and runs the whole
-model on padded text in float64.
+scaled rows or columns of W, or the trained weights themselves in the place of the pretrained ones, lets hooks add what
+comes after a linear, and runs the whole model on padded text in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -107,7 +108,24 @@ def whole_model_logits(bare: Encoder, adapter: Adapter, tensors: Mapping[str, Te
                 weight = (magnitude / weight.detach().norm(dim=1))[:, None] * weight
             dense[f"{path}.weight"] = weight
     batch = bare.tokenizer.pad({"input_ids": [list(map(int, row)) for row in ids]}, return_tensors="pt")
-    return functional_call(model, dense, kwargs=dict(batch)).logits
+    with ExitStack() as hooks:
+        for path in {name.partition("/")[2] for name in tensors if name.startswith("bottleneck_bias/")}:
+            hook = bottleneck_hook(tensors, path.removesuffix(".bias"))
+            hooks.enter_context(model.get_submodule(path.removesuffix(".bias")).register_forward_hook(hook))
+        return functional_call(model, dense, kwargs=dict(batch)).logits
+
+
+def bottleneck_hook(tensors: Mapping[str, Tensor], path: str):
+    """Return what adds a small network to a linear's output z, unit by unit: Σ_j u_j·gelu(z·d_j + b_j), and a bias."""
+    down, inner = (tensors[f"bottleneck_down/{path}.{part}"] for part in ("weight", "bias"))
+    up = tensors[f"bottleneck_up/{path}.weight"]
+    bias = tensors[f"bottleneck_bias/{path}.bias"]
+
+    def hook(module, inputs, z):
+        units = [functional.gelu(z @ d + b)[..., None] * u for d, b, u in zip(down, inner, up.T, strict=True)]
+        return z + sum(units) + bias
+
+    return hook
 
 
 def loss_of(logits: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ OF_A_LAYER: dict[str, Callable[[str], bool]] = {
     "bias": lambda path: path.endswith("bias"),
 }
 """Kind → which of a trained layer's own parameters are of it."""
-OWN_MODULES = {"scale"}
+OWN_MODULES = {"scale", "bottleneck_up"}
 """Kinds whose parameters stand in modules that the method puts into the layers."""
 
 
@@ -159,8 +159,11 @@ TRAINED = [
     ("full", {"weight"}),
     ("bitfit", {"bias"}),
     ("ia3", {"scale"}),
+    ("bottleneck", {"bottleneck_down", "bottleneck_up", "bottleneck_bias"}),
+    ("bottleneck", {"bottleneck_up", "bottleneck_bias"}),
+    ("bottleneck", {"bottleneck_down"}),
 ]
-ON_LINEARS = [case for case in TRAINED if METHOD_TRAITS[case[0]].has_rank]
+ON_LINEARS = [case for case in TRAINED if "target_modules" in METHOD_TRAITS[case[0]].settings]
 IN_LAYERS = [case for case in TRAINED if case not in ON_LINEARS]
 IDS = [f"{method}-{'+'.join(sorted(kinds))}" for method, kinds in ON_LINEARS]
 
@@ -267,6 +270,8 @@ def test_numbers_of_roberta_base() -> None:
     assert COSTS["full"].numbers(roberta("full", "query-value"))["weight"] == Count(3 * 7_087_872)
     assert COSTS["bitfit"].numbers(roberta("bitfit", "query-value"))["bias"] == Count(25_344)
     assert COSTS["ia3"].numbers(roberta("ia3", "query-value"))["scale"] == Count(13_824)
+    bottleneck = total(COSTS["bottleneck"].numbers(roberta("bottleneck", "query-value")).values())
+    assert bottleneck == Count(4_608, 9_216 + 6)
     assert COSTS["rslora"].numbers(roberta("rslora", "query-value")) == COSTS["lora"].numbers(
         roberta("lora", "query-value")
     )

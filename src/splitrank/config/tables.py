@@ -89,11 +89,12 @@ class ModelTable(Table):
 class AdapterTable(Table):
     """The adapter: what is trained in each layer."""
 
-    method: Literal["lora", "rslora", "dora", "full", "bitfit", "ia3"] = Field(
+    method: Literal["lora", "rslora", "dora", "full", "bitfit", "ia3", "bottleneck"] = Field(
         "lora",
         description='`"rslora"`: LoRA with its scaling divided by √r; `"dora"`: LoRA with a trained magnitude of each '
         'output; `"full"`: all weights of the trained layers, `"bitfit"`: their biases, `"ia3"`: scales of '
-        "their keys, values and inner activations, all three without a rank",
+        'their keys, values and inner activations, all three without a rank; `"bottleneck"`: small networks after '
+        "attention and feed-forward part, whose number of units is the rank",
     )
     target_modules: Annotated[Modules, _methods("target_modules")] = Field(
         "query-value", description="linear maps that get an adapter"

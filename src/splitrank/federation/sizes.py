@@ -105,7 +105,8 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
     placement.layer_indices(config.model.trained_layers, shape.num_layers)
     fixed, cap = fixed_rank(config), rank_cap(config, shape)
     if fixed is not None and fixed > cap:
-        what = "the smaller side of the smallest target map"
+        on_linears = "target_modules" in METHOD_TRAITS[config.adapter.method].settings
+        what = "the smaller side of the smallest target map" if on_linears else "the hidden size of the encoder"
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
 
 
@@ -144,7 +145,8 @@ def fixed_rank(config: Config) -> int | None:
 def rank_cap(config: Config, shape: EncoderShape) -> int:
     """Return the largest rank that means anything for the adapter method, or ``planner.max_rank`` if it is planned.
 
-    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1.
+    For LoRA's family that is min(d, k) over the linears with adapters, for bottlenecks the hidden size, for a method
+    without a rank 1.
     """
     largest = COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
     return largest if config.adapter.rank is not None else min(largest, config.planner.max_rank)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from splitrank.learning.adapters.bitfit import BitFit
+from splitrank.learning.adapters.bottleneck import Bottleneck
 from splitrank.learning.adapters.dora import Dora
 from splitrank.learning.adapters.full import Full
 from splitrank.learning.adapters.ia3 import Ia3
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Any]] = {
     "full": Full,
     "bitfit": BitFit,
     "ia3": Ia3,
+    "bottleneck": Bottleneck,
 }
 
 

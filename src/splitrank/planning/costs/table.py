@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from splitrank.planning.costs.bitfit import BITFIT
+from splitrank.planning.costs.bottleneck import BOTTLENECK
 from splitrank.planning.costs.cost import MethodCost
 from splitrank.planning.costs.dora import DORA
 from splitrank.planning.costs.full import FULL
@@ -16,4 +17,5 @@ COSTS: dict[str, MethodCost] = {
     "full": FULL,
     "bitfit": BITFIT,
     "ia3": IA3,
+    "bottleneck": BOTTLENECK,
 }
