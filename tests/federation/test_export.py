@@ -120,7 +120,7 @@ def exported(tiny_settings, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-@pytest.mark.parametrize("method", ["dora", "full", "ia3", "bottleneck"])
+@pytest.mark.parametrize("method", ["dora", "full", "ia3", "bottleneck", "prefix"])
 def test_the_calls_of_the_card_predict_the_same(family, method, exported, monkeypatch):
     folder = exported(family, f'adapter.method="{method}"')
     check_card(folder / ("model" if method == "full" else "adapter"), TEXTS, monkeypatch)

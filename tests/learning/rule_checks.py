@@ -59,7 +59,7 @@ class Subject:
 
 
 def subject(rule: Rule, name: str) -> Subject:
-    return Subject(rule, make_method(name, {"linears": ("query",), "scaling": 2.0, "dropout": 0.0}))
+    return Subject(rule, make_method(name, {"linears": ("query",), "scaling": 2.0, "dropout": 0.0, "gate": False}))
 
 
 def adapter_of(on: Subject, rank: int = RANK, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> Adapter:

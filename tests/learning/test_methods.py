@@ -93,14 +93,17 @@ def test_names_say_the_kind_and_stand_in_training_order(name, tiny_model):
 @every_family
 @every_method
 def test_a_fresh_method_changes_nothing(name, family, tiny_model):
-    """Neither at rank 0, which is round 0's state, nor at another; what was loaded before leaves no trace."""
+    """Neither at rank 0, which is round 0's state, nor at another; what was loaded before leaves no trace.
+
+    A prefix without gates takes its share of the softmax as soon as it has tokens.
+    """
     adapted = adapt(oracle.fresh(tiny_model(family)), name)
     first, fresh = initial(adapted, trained_head(adapted, "full")), begin(adapted, 3)
     assert first.rank == 0
     bare = oracle.fresh(tiny_model(family))
     hidden = bare.trunk(IDS)
     wanted = oracle.whole_model_logits(bare, first, {}, IDS)
-    for adapter in (first, fresh):
+    for adapter in (first, *[fresh] * (METHOD_TRAITS[name].contract != "once")):
         load(adapted, moved(fresh))
         load(adapted, adapter)
         oracle.assert_logits(adapted.logits(hidden, COUNTS), wanted)

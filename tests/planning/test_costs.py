@@ -42,7 +42,7 @@ OF_A_LAYER: dict[str, Callable[[str], bool]] = {
     "bias": lambda path: path.endswith("bias"),
 }
 """Kind → which of a trained layer's own parameters are of it."""
-OWN_MODULES = {"scale", "bottleneck_up"}
+OWN_MODULES = {"scale", "bottleneck_up", "prefix"}
 """Kinds whose parameters stand in modules that the method puts into the layers."""
 
 
@@ -64,7 +64,9 @@ class Trained:
 def as_it_is_trained(part: TrainedPart, rank: int, method: str) -> Trained:
     """The encoder that splitrank trains, with a method and the merged parts in it."""
     encoder = tiny_encoder(list(part.layers))
-    adapted = attach(encoder, make_method(method, {"linears": part.linears, "scaling": 2.0, "dropout": 0.0}))
+    adapted = attach(
+        encoder, make_method(method, {"linears": part.linears, "scaling": 2.0, "dropout": 0.0, "gate": part.gate})
+    )
     start = initial(adapted, trained_head(adapted, part.head))
     start = adapted.method.resize(start, rank, distribution="svd", seed=0, round=1)
     sizes = SHAPE.linears()
@@ -162,6 +164,7 @@ TRAINED = [
     ("bottleneck", {"bottleneck_down", "bottleneck_up", "bottleneck_bias"}),
     ("bottleneck", {"bottleneck_up", "bottleneck_bias"}),
     ("bottleneck", {"bottleneck_down"}),
+    ("prefix", {"prefix"}),
 ]
 ON_LINEARS = [case for case in TRAINED if "target_modules" in METHOD_TRAITS[case[0]].settings]
 IN_LAYERS = [case for case in TRAINED if case not in ON_LINEARS]
@@ -214,6 +217,16 @@ def test_merged_parts_cost_what_torch_counts(
 def test_dropout_makes_dora_multiply_with_the_frozen_matrix_again(layers: list[int]) -> None:
     part = part_of(layers, "all-linear", "full", FACTORS | {"magnitude"}, has_dropout=True)
     assert expected_step(part, "dora") == counted_step(part, "dora")
+
+
+@pytest.mark.parametrize("layers", [[3], [2, 3], [0, 1, 2, 3], [0], [1, 2], [0, 3]], ids=str)
+def test_gated_prefixes_cost_what_torch_counts(layers: list[int]) -> None:
+    gated = part_of(layers, "all-linear", "full", {"prefix"}, gate=True)
+    assert expected_step(gated, "prefix") == counted_step(gated, "prefix")
+    trained = trained_of(gated, RANK, "prefix").parameters["prefix"]
+    assert sum(p.numel() for p in trained) == COSTS["prefix"].numbers(gated)["prefix"].at(RANK)
+    if layers == [3]:  # where the text's own weights depend on nothing that is trained
+        assert expected_step(gated, "prefix") < expected_step(replace(gated, gate=False), "prefix")
 
 
 @pytest.mark.parametrize("rank", [1, 4])
@@ -272,6 +285,9 @@ def test_numbers_of_roberta_base() -> None:
     assert COSTS["ia3"].numbers(roberta("ia3", "query-value"))["scale"] == Count(13_824)
     bottleneck = total(COSTS["bottleneck"].numbers(roberta("bottleneck", "query-value")).values())
     assert bottleneck == Count(4_608, 9_216 + 6)
+    prefix = roberta("prefix", "query-value")
+    assert COSTS["prefix"].numbers(prefix)["prefix"] == Count(0, 4_608)
+    assert COSTS["prefix"].numbers(replace(prefix, gate=True))["prefix"] == Count(0, 4_608 + 3)
     assert COSTS["rslora"].numbers(roberta("rslora", "query-value")) == COSTS["lora"].numbers(
         roberta("lora", "query-value")
     )

@@ -13,7 +13,7 @@ LATER_KEYS = (
 )
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
-    "adapter.method": ("adalora", "prefix", "slora", "mola"),
+    "adapter.method": ("adalora", "slora", "mola"),
     "federation.aggregation": (*("rolora", "fedsa", "lora-a2"),),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

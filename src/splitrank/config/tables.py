@@ -42,7 +42,7 @@ from splitrank.config.values import (
     TokenCount,
     Uniform,
 )
-from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, Table, TrimmedMeanTable
+from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, PrefixTable, Table, TrimmedMeanTable
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
@@ -89,12 +89,13 @@ class ModelTable(Table):
 class AdapterTable(Table):
     """The adapter: what is trained in each layer."""
 
-    method: Literal["lora", "rslora", "dora", "full", "bitfit", "ia3", "bottleneck"] = Field(
+    method: Literal["lora", "rslora", "dora", "full", "bitfit", "ia3", "bottleneck", "prefix"] = Field(
         "lora",
         description='`"rslora"`: LoRA with its scaling divided by √r; `"dora"`: LoRA with a trained magnitude of each '
         'output; `"full"`: all weights of the trained layers, `"bitfit"`: their biases, `"ia3"`: scales of '
         'their keys, values and inner activations, all three without a rank; `"bottleneck"`: small networks after '
-        "attention and feed-forward part, whose number of units is the rank",
+        'attention and feed-forward part, whose number of units is the rank; `"prefix"`: learned keys and values, '
+        "whose number is the rank, chosen in the first round for the whole run",
     )
     target_modules: Annotated[Modules, _methods("target_modules")] = Field(
         "query-value", description="linear maps that get an adapter"
@@ -104,6 +105,7 @@ class AdapterTable(Table):
     )
     dropout: Annotated[Share, _methods("dropout")] = Field(0.0, description="dropout before lora_A")
     rank: Annotated[Count | None, _HAS_RANK] = Field(None, description="fixes the rank; left out, it is planned")
+    prefix: Annotated[PrefixTable, one_of("adapter.method", ("prefix",))] = Field(default_factory=PrefixTable)
 
 
 class DataTable(Table):

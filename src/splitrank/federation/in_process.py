@@ -18,7 +18,7 @@ from splitrank.federation.costs import round_workload
 from splitrank.federation.model import Model, load_model, method_of, rule_of
 from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import plan_round, round_problem
-from splitrank.federation.pruning import with_pruned_ranks
+from splitrank.federation.pruning import with_settled_ranks
 from splitrank.federation.sizes import rank_cap, trained_part
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
@@ -88,7 +88,7 @@ class InProcessClients:
         merged = merged_parts(state, self.model.encoder.family)
         workload = round_workload(self.config, self.model.shape, self.texts, state.turn, self.rule.traits, merged)
         problem = round_problem(self.config, self.model.shape, workload, state.round + 1, require_all=False)
-        return with_pruned_ranks(problem, state)
+        return with_settled_ranks(problem, state, self.model.method.traits)
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan; whether the server or each client makes it is all the same here."""

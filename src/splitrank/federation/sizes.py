@@ -133,6 +133,7 @@ def trained_part(
         num_labels=config.model.num_labels or DEFAULT_NUM_LABELS,
         kinds=rule.trained(METHOD_TRAITS[adapter.method].kinds, turn),
         has_dropout=adapter.dropout > 0,
+        gate=adapter.prefix.gate,
         merged=merged.ranks,
     )
 
@@ -145,8 +146,8 @@ def fixed_rank(config: Config) -> int | None:
 def rank_cap(config: Config, shape: EncoderShape) -> int:
     """Return the largest rank that means anything for the adapter method, or ``planner.max_rank`` if it is planned.
 
-    For LoRA's family that is min(d, k) over the linears with adapters, for bottlenecks the hidden size, for a method
-    without a rank 1.
+    For LoRA's family that is min(d, k) over the linears with adapters, for bottlenecks and prefixes the hidden size,
+    for a method without a rank 1.
     """
     largest = COSTS[config.adapter.method].rank_cap(trained_part(config, shape))
     return largest if config.adapter.rank is not None else min(largest, config.planner.max_rank)

@@ -185,6 +185,11 @@ class Encoder:
             fused = self.query_key_value[index]
             if fused is None:
                 raise TypeError(f"layer {index} must be held in {self.precision} to run packed, got one that is not")
+            attention = _part(module, family.linears["query"].rpartition(".")[0])
+            if attention._parameters:  # of its own, beside those of its linears
+                raise TypeError(
+                    f"layer {index} must have plain attention to run packed, got {type(attention).__name__}"
+                )
             yield Layer(
                 query_key_value=fused,
                 linears={name: _part(module, path) for name, path in family.linears.items()},

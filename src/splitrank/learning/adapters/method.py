@@ -177,7 +177,7 @@ def load(
 ) -> dict[str, nn.Parameter]:
     """Put an adapter into the model and return what is trained, by name, in training order.
 
-    PEFT has no rank 0, so the zero adapter goes in as one zero direction.
+    PEFT has no rank 0, so the zero adapter goes in as one zero direction where that has no effect.
 
     Args:
         adapted: as :func:`attach` made it.
@@ -187,7 +187,7 @@ def load(
     Raises:
         TypeError: a tensor that the model has no place for, or of another shape.
     """
-    method, rank = adapted.method, max(adapter.rank, 1)
+    method, rank = adapted.method, _rank_in_model(adapted.method, adapter.rank)
     parameters = method.parameters(adapted.encoder, rank, adapter.scaling)
     if adapted.peft_model is not None:
         declare(adapted.peft_model, rank, adapter.scaling)
@@ -215,6 +215,11 @@ def load(
             raise TypeError(f"{name} must have the shape {shapes}")
         parameter.requires_grad_()
     return parameters
+
+
+def _rank_in_model(method: Method, rank: int) -> int:
+    """Return the rank that a model is brought to for an adapter's; a learned token has an effect even if it is zero."""
+    return rank if method.traits.contract == "once" else max(rank, 1)
 
 
 def freeze_unselected(
@@ -247,5 +252,5 @@ def read(adapted: AdaptedEncoder, like: Adapter) -> Adapter:
 def read_tensors(adapted: AdaptedEncoder, names: Iterable[str], like: Adapter) -> dict[str, Tensor]:
     """Copy some tensors out of the model, which holds an adapter of the rank and scaling of ``like``."""
     parameters: dict[str, nn.Parameter] = {f"head/{path}": parameter for path, parameter in adapted.head.items()}
-    parameters |= adapted.method.parameters(adapted.encoder, max(like.rank, 1), like.scaling)
+    parameters |= adapted.method.parameters(adapted.encoder, _rank_in_model(adapted.method, like.rank), like.scaling)
     return {name: parameters[name].detach().cpu().clone() for name in names}

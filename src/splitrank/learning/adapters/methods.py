@@ -13,6 +13,7 @@ from splitrank.learning.adapters.full import Full
 from splitrank.learning.adapters.ia3 import Ia3
 from splitrank.learning.adapters.lora import Lora
 from splitrank.learning.adapters.method import Method
+from splitrank.learning.adapters.prefix import Prefix
 from splitrank.learning.adapters.rslora import RsLora
 
 METHODS: dict[str, type[Any]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Any]] = {
     "bitfit": BitFit,
     "ia3": Ia3,
     "bottleneck": Bottleneck,
+    "prefix": Prefix,
 }
 
 

@@ -9,6 +9,7 @@ from splitrank.planning.costs.dora import DORA
 from splitrank.planning.costs.full import FULL
 from splitrank.planning.costs.ia3 import IA3
 from splitrank.planning.costs.lora import LORA
+from splitrank.planning.costs.prefix import PREFIX
 
 COSTS: dict[str, MethodCost] = {
     "lora": LORA,
@@ -18,4 +19,5 @@ COSTS: dict[str, MethodCost] = {
     "bitfit": BITFIT,
     "ia3": IA3,
     "bottleneck": BOTTLENECK,
+    "prefix": PREFIX,
 }
