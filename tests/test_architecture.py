@@ -255,5 +255,6 @@ def test_a_method_takes_what_the_settings_pass(name):
     config = load_config("offline", [f"adapter.method={name}", "workload.model=flops"])
     method, part = method_of(config), trained_part(config, encoder_shape(config))
     shared = {field.name for field in fields(method)} & {field.name for field in fields(part)}
-    assert shared == ({"linears"} if METHOD_TRAITS[name].has_rank else set())
-    assert all(tuple(getattr(method, field)) == tuple(getattr(part, field)) for field in shared)
+    wanted = {"linears"} if "target_modules" in METHOD_TRAITS[name].settings else set()
+    assert shared == wanted | ({"gate"} if name == "prefix" else set())
+    assert all(getattr(method, field) == getattr(part, field) for field in shared)

@@ -35,8 +35,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "combine": (lambda: Rule("own", PLAIN, "mean"), "combine must be a function of starts, updates, weights and mem"),
     "tags": (lambda: RuleTraits(frozenset({"aditive"})), "tags must be among exact, unequal_ranks, additive, keeps_b"),
     "distribution": (lambda: RuleTraits(frozenset(), "first"), "distribution must be among svd, prefix, got {'first'}"),
-    "contract": (lambda: MethodTraits(frozenset(), "none", "peft"), "contract must be among product, fixed, got {'no"),
-    "export": (lambda: MethodTraits(frozenset(), "fixed", "onnx"), "export must be among peft, model, got {'onnx'}"),
+    "contract": (lambda: MethodTraits(frozenset(), "none", "peft"), "contract must be among product, prefix, once, f"),
+    "export": (lambda: MethodTraits(frozenset(), "fixed", "onnx"), "export must be among peft, model, splitrank, go"),
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_the_paper_preset_is_what_the_defaults_are(tmp_path):
         ("data.separator='\"'", "data.separator must be one character between fields"),
         ("data.columns=['a', 'a']", "data.columns must be a list of column names that differ"),
         ("data.config=' '", "data.config must not be empty"),
-        ("adapter.method='ia3'", "adapter.method = \"ia3\" is not available yet; try 'lora'"),
+        ("adapter.method='adalora'", "adapter.method = \"adalora\" is not available yet; try 'lora'"),
         ("radio.fading='rician'", "not available yet"),
         ("split.mode='splitfed'", "split is not available yet"),
         (
@@ -202,6 +202,22 @@ def test_a_rule_needs_the_kinds_of_its_method():
         )
         for method in ("lora", "dora"):
             load_config("edge", [f"adapter.method={method}", f"federation.aggregation={rule}"])
+
+
+def test_a_method_that_no_rule_averages_at_unequal_ranks_says_so():
+    for rule in ("fedavg", "median"):
+        (problem,) = problems(
+            "adapter.method='bottleneck'",
+            "workload.model='flops'",
+            "planner.rank_policy='per-client'",
+            f"federation.aggregation={rule}",
+        )
+        assert problem == (
+            'planner.rank_policy must be "common" for adapter.method = "bottleneck", which no rule averages at unequal '
+            'ranks, got "per-client"; leave it out'
+        )
+    (problem,) = problems("adapter.method='bottleneck'", "workload.model='flops'", "federation.aggregation=ffa")
+    assert "which has no lora_A and no lora_B" in problem
 
 
 def test_methods_and_rules_are_those_with_traits():

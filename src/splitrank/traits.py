@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-RANK_AXIS = {"lora_A": 0, "lora_B": 1}
+RANK_AXIS = {"lora_A": 0, "lora_B": 1, "bottleneck_down": 0, "bottleneck_up": 1, "prefix": 0}
 """Kinds whose tensors grow with the rank, and along which axis; tensors of all other kinds have one size."""
 
 MERGED_AXIS = {"merged_A": 0, "merged_B": 1, "merged_W": 0}
@@ -24,9 +24,9 @@ MERGED_KINDS = tuple(MERGED_AXIS)
 TRAINED_ADAPTER = "default"
 """PEFT's name for the adapter that is trained."""
 
-Contract = Literal["product", "fixed"]
+Contract = Literal["product", "prefix", "once", "fixed"]
 Distribution = Literal["svd", "prefix"]
-Export = Literal["peft", "model"]
+Export = Literal["peft", "model", "splitrank"]
 Tag = Literal[
     "exact", "unequal_ranks", "additive", "keeps_basis", "merges", "prunes", "unweighted", "needs_fixed_rank", "slices"
 ]
@@ -44,8 +44,10 @@ class MethodTraits:
 
     Attributes:
         kinds: of the tensors that it trains, the head's apart.
-        contract: what a change of rank keeps: the ``"product"`` scaling·B·A, or ``"fixed"``: there is no rank.
-        export: a folder in ``"peft"``'s format, or a whole transformers ``"model"``.
+        contract: what a change of rank keeps: the ``"product"`` scaling·B·A; the first units, ``"prefix"``;
+            ``"once"``: nothing, so that the first round's rank is that of the run; or ``"fixed"``: there is no rank.
+        export: a folder in ``"peft"``'s format, a whole transformers ``"model"``, or a folder in ``"splitrank"``'s own
+            format, for what neither has a place for.
         settings: keys of the table ``[adapter]`` that it reads, beside ``method`` and ``rank``.
         in_paper: whether the paper's count of operations, equation (2), is one of it.
 
@@ -171,6 +173,11 @@ METHOD_TRAITS: dict[str, MethodTraits] = {
     "dora": MethodTraits(FACTORS | {"magnitude"}, "product", "peft", _OF_LINEARS),
     "full": MethodTraits(frozenset({"weight"}), "fixed", "model"),
     "bitfit": MethodTraits(frozenset({"bias"}), "fixed", "model"),
+    "ia3": MethodTraits(frozenset({"scale"}), "fixed", "peft"),
+    "bottleneck": MethodTraits(
+        frozenset({"bottleneck_down", "bottleneck_up", "bottleneck_bias"}), "prefix", "splitrank"
+    ),
+    "prefix": MethodTraits(frozenset({"prefix"}), "once", "splitrank"),
 }
 
 RULE_TRAITS: dict[str, RuleTraits] = {

@@ -34,6 +34,9 @@ OF_METHOD = {
     "dora": ['workload.model="flops"', "client.flops_per_cycle=4.0"],
     "full": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=1e-3"],
     "bitfit": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=0.02"],
+    "ia3": ['workload.model="flops"', "budget.latency_s=inf", "budget.energy_j=inf", "train.learning_rate=0.05"],
+    "bottleneck": ['workload.model="flops"', "client.flops_per_cycle=4.0"],
+    "prefix": ['workload.model="flops"', "client.flops_per_cycle=4.0"],
 }
 OF_RULE = {"trimmed-mean": ["federation.trimmed-mean.fraction=0.34"]}  # one of three clients at each end
 

@@ -5,10 +5,12 @@ The cards' code is run as it stands there, in the folder that it speaks of.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +71,21 @@ def check_card(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(folder)
     blocks = code_of(folder / "README.md")
     names: dict[str, Any] = {}
+    if (folder / "splitrank.json").is_file():
+        (block,) = blocks
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            run_code(block)
+        again = [(told.label, told.probability) for told in predict(".", ["a text", "another"])]
+        assert printed.getvalue() == "".join(f"{label} {probability}\n" for label, probability in again)
+        return
     if folder.name == "model":
         (block,) = blocks
         names = run_code(block)
         assert_same(by_pipeline(names["classify"], texts), expected)
         assert_same(by_model(names, texts), expected)
         return
-    with_pipeline, by_transformers, by_peft, merged = blocks
+    with_pipeline, by_transformers, by_peft, *merging = blocks
     names = run_code(with_pipeline)
     assert_same(by_pipeline(names["classify"], texts), expected)
     names = run_code(by_transformers, names)
@@ -84,6 +94,10 @@ def check_card(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) 
     names = run_code(by_peft, names)
     assert type(names["model"]).__name__ == "PeftModelForSequenceClassification"
     assert_same(by_model(names, texts), expected)
+    if json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "IA3":
+        assert not merging  # which PEFT cannot merge beside a whole head
+        return
+    (merged,) = merging
     run_code(merged, names)
     call = re.search(r"`(pipeline\(.*?\))`", (folder / "README.md").read_text())
     assert call is not None
@@ -106,7 +120,7 @@ def exported(tiny_settings, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-@pytest.mark.parametrize("method", ["dora", "full"])
+@pytest.mark.parametrize("method", ["dora", "full", "ia3", "bottleneck", "prefix"])
 def test_the_calls_of_the_card_predict_the_same(family, method, exported, monkeypatch):
     folder = exported(family, f'adapter.method="{method}"')
     check_card(folder / ("model" if method == "full" else "adapter"), TEXTS, monkeypatch)
@@ -204,6 +218,25 @@ def test_a_folder_written_before_still_predicts_the_same(method, exported):
     as_before(folder / "adapter")
     assert not (folder / "adapter" / "labels.json").exists()
     assert list(predict(folder, TEXTS)) == expected
+
+
+def test_an_adapter_in_our_own_format_may_be_moved(exported, tmp_path):
+    """It names its base model, and has the whole head, trained or not."""
+    folder = exported("bert", 'adapter.method="bottleneck"', 'model.head="frozen"', "adapter.rank=3")
+    expected = list(predict(folder, TEXTS))
+    shutil.move(folder / "adapter", tmp_path / "elsewhere")
+    assert list(predict(tmp_path / "elsewhere", TEXTS)) == expected
+    names = set(load_file(tmp_path / "elsewhere" / "splitrank.safetensors"))
+    assert {"head/bert.pooler.dense.weight", "head/classifier.bias"} <= names
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"method": "nope"}, {"rank": 2}, {"trained_layers": [4]}, None])
+def test_a_damaged_adapter_in_our_own_format_is_refused(change, exported):
+    folder = exported("roberta", 'adapter.method="bottleneck"', "adapter.rank=3") / "adapter"
+    told = json.loads((folder / "splitrank.json").read_text())
+    (folder / "splitrank.json").write_text("{" if change is None else json.dumps(told | change))
+    with pytest.raises(InputError, match="must be as the run wrote it"):
+        list(predict(folder, TEXTS))
 
 
 @pytest.mark.parametrize("damage", ["[]", "", "null", '["one"]', '{"one": 0}'])

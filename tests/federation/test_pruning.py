@@ -13,12 +13,13 @@ from splitrank import load_config, load_data, make_clients, run
 from splitrank.errors import ConfigError
 from splitrank.federation.in_process import check_rule
 from splitrank.federation.model import method_of, rule_of
-from splitrank.federation.pruning import pruned, with_pruned_ranks
+from splitrank.federation.pruning import pruned, with_settled_ranks
 from splitrank.federation.rounds import run_round
 from splitrank.federation.state import State
 from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.aggregation.rule import Starts
 from splitrank.learning.client import Update
+from splitrank.traits import METHOD_TRAITS
 from tests.records import equal_records
 
 SETTINGS = [
@@ -124,8 +125,9 @@ def test_a_problem_without_pruned_ranks_is_the_same(tiny_config):
     clients = make_clients(config := load_config(str(tiny_config)), load_data(config))
     state = clients.initial_state()
     problem = clients.problem(state)
-    assert with_pruned_ranks(problem, state) is problem
-    lower = with_pruned_ranks(problem, replace(state, ledger={"pruned_ranks": np.array([1.0, np.inf, 2.0])}))
+    assert with_settled_ranks(problem, state, METHOD_TRAITS["lora"]) is problem
+    ledger = {"pruned_ranks": np.array([1.0, np.inf, 2.0])}
+    lower = with_settled_ranks(problem, replace(state, ledger=ledger), METHOD_TRAITS["lora"])
     assert list(lower.rank_ceiling) == [1, problem.rank_ceiling[1], 2]
     clients.close()
 

@@ -27,7 +27,8 @@ def test_accounting_of_roberta_base():
 
 
 # Query and value of three layers: 4,608 numbers a rank in all lora_A and as many in all lora_B, 4,608 magnitudes; three
-# whole layers have 21,263,616 numbers, of which 25,344 are biases.
+# whole layers have 21,263,616 numbers, of which 25,344 are biases; IA3 has 2·768 + 3,072 numbers a
+# layer; six bottlenecks have 2·768 + 1 numbers a unit, and 768 for all; three prefixes 2·768 a token.
 @pytest.mark.parametrize(
     ("overrides", "up", "down"),
     [
@@ -47,6 +48,10 @@ def test_accounting_of_roberta_base():
         (["adapter.method=rslora"], Count(HEAD, 9_216), Count(HEAD, 9_216)),
         (["adapter.method=full"], Count(HEAD + 21_263_616), Count(HEAD + 21_263_616)),
         (["adapter.method=bitfit"], Count(HEAD + 25_344), Count(HEAD + 25_344)),
+        (["adapter.method=ia3"], Count(HEAD + 13_824), Count(HEAD + 13_824)),
+        (["adapter.method=bottleneck"], Count(HEAD + 4_608, 9_222), Count(HEAD + 4_608, 9_222)),
+        (["adapter.method=prefix"], Count(HEAD, 4_608), Count(HEAD, 4_608)),
+        (["adapter.method=prefix", "adapter.prefix.gate=true"], Count(HEAD, 4_611), Count(HEAD, 4_611)),
     ],
 )
 def test_what_is_sent_up_and_down(overrides, up, down):
@@ -73,6 +78,9 @@ def test_the_papers_payload_is_equation_5_of_what_is_trained():
         (["adapter.method=dora"], 128),
         (["adapter.method=full"], 1),
         (["adapter.method=bitfit"], 1),
+        (["adapter.method=ia3"], 1),
+        (["adapter.method=bottleneck", "planner.max_rank=4000"], 768),
+        (["adapter.method=prefix", "planner.max_rank=20"], 20),
     ],
 )
 def test_the_largest_rank(overrides, cap):
@@ -83,6 +91,11 @@ def test_the_largest_rank(overrides, cap):
 def test_a_rank_that_no_linear_has_is_refused():
     with pytest.raises(ConfigError, match=r"adapter\.rank must be at most 768"):
         check_if_known(load_config("paper", ["adapter.rank=769"]))
+
+
+def test_a_bottleneck_wider_than_the_encoder_is_refused():
+    with pytest.raises(ConfigError, match=r"must be at most 768, the hidden size of the encoder, got 769"):
+        check_if_known(load_config("edge", ["adapter.method=bottleneck", "adapter.rank=769"]))
 
 
 def test_a_model_folder_tells_its_sizes(tiny_model):

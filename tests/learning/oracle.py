@@ -1,12 +1,15 @@
 """Tiny encoders with a method in them, and what they must compute: Hugging Face's whole model with dense weights.
 
-The oracle knows nothing of the wing's forward passes. It puts W + s·B·A, DoRA's m ∘ (W + s·B·A)/‖W + s·B·A‖, or the
-trained weights themselves in the place of the pretrained ones, and runs the whole model on padded text in float64.
+The oracle knows nothing of the wing's forward passes. It puts W + s·B·A, DoRA's m ∘ (W + s·B·A)/‖W + s·B·A‖, IA3's
+scaled rows or columns of W, or the trained weights themselves in the place of the pretrained ones, lets hooks add what
+comes after a linear, and runs the whole model on padded text in float64.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -58,9 +61,13 @@ def random_ids(vocab_size: int, lengths: Sequence[int]) -> list[NDArray[np.int32
     return [np.array([2, *draws.integers(5, vocab_size, length - 2), 3], dtype=np.int32) for length in lengths]
 
 
-def adapt(encoder: Encoder, name: str = "lora", *, linears=LINEARS, scaling=2.0, dropout=0.0) -> AdaptedEncoder:
+def adapt(
+    encoder: Encoder, name: str = "lora", *, linears=LINEARS, scaling=2.0, dropout=0.0, gate=False
+) -> AdaptedEncoder:
     """Put a method of the table into an encoder."""
-    return attach(encoder, make_method(name, {"linears": linears, "scaling": scaling, "dropout": dropout}))
+    return attach(
+        encoder, make_method(name, {"linears": linears, "scaling": scaling, "dropout": dropout, "gate": gate})
+    )
 
 
 def begin(adapted: AdaptedEncoder, rank: int, policy: str = "full", **options) -> Adapter:
@@ -95,6 +102,10 @@ def whole_model_logits(bare: Encoder, adapter: Adapter, tensors: Mapping[str, Te
         if kind in OWN_WEIGHTS:
             assert path in pretrained
             dense[path] = tensor
+        elif kind == "scale":  # of a linear's outputs, shape (d, 1), or of its inputs, (1, k)
+            dense[f"{path}.weight"] = tensor * pretrained[f"{path}.weight"]
+            if not path.endswith(bare.family.linears["output"]):
+                dense[f"{path}.bias"] = tensor[:, 0] * pretrained[f"{path}.bias"]
         elif kind == "lora_A":
             weight = pretrained[f"{path}.weight"] + adapter.scaling * tensors[f"lora_B/{path}"] @ tensor
             magnitude = tensors.get(f"magnitude/{path}")
@@ -102,7 +113,97 @@ def whole_model_logits(bare: Encoder, adapter: Adapter, tensors: Mapping[str, Te
                 weight = (magnitude / weight.detach().norm(dim=1))[:, None] * weight
             dense[f"{path}.weight"] = weight
     batch = bare.tokenizer.pad({"input_ids": [list(map(int, row)) for row in ids]}, return_tensors="pt")
-    return functional_call(model, dense, kwargs=dict(batch)).logits
+    with ExitStack() as hooks:
+        for path in {name.partition("/")[2] for name in tensors if name.startswith("bottleneck_bias/")}:
+            hook = bottleneck_hook(tensors, path.removesuffix(".bias"))
+            hooks.enter_context(model.get_submodule(path.removesuffix(".bias")).register_forward_hook(hook))
+        if any(name.startswith("prefix/") for name in tensors):
+            add = add_gated_prefix if any(name.endswith(".gate") for name in tensors) else add_joint_prefix
+            add(bare, tensors, hooks)
+        return functional_call(model, dense, kwargs=dict(batch)).logits
+
+
+def bottleneck_hook(tensors: Mapping[str, Tensor], path: str):
+    """Return what adds a small network to a linear's output z, unit by unit: Σ_j u_j·gelu(z·d_j + b_j), and a bias."""
+    down, inner = (tensors[f"bottleneck_down/{path}.{part}"] for part in ("weight", "bias"))
+    up = tensors[f"bottleneck_up/{path}.weight"]
+    bias = tensors[f"bottleneck_bias/{path}.bias"]
+
+    def hook(module, inputs, z):
+        units = [functional.gelu(z @ d + b)[..., None] * u for d, b, u in zip(down, inner, up.T, strict=True)]
+        return z + sum(units) + bias
+
+    return hook
+
+
+def prefix_of(bare: Encoder, tensors: Mapping[str, Tensor], index: int, part: str) -> Tensor | None:
+    attention = bare.family.linears["query"].rpartition(".")[0]
+    return tensors.get(f"prefix/{bare.family.layers}.{index}.{attention}.{part}")
+
+
+def add_joint_prefix(bare: Encoder, tensors: Mapping[str, Tensor], hooks: ExitStack) -> None:
+    """Let the text be longer by tokens that nobody sees, but in trained layers, where they have the learned keys."""
+    layers = bare.model.get_submodule(bare.family.layers)
+    (tokens,) = {len(tensor) for name, tensor in tensors.items() if name.startswith("prefix/")}
+
+    def lengthen(index):
+        def hook(module, args, kwargs):
+            given = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+            given |= given.pop("kwargs", {})
+            del given["self"]
+            states, mask, bias = (given.get(n) for n in ("hidden_states", "attention_mask", "position_bias"))
+            width = states.shape[1] + (tokens if index == 0 else 0)
+            if index == 0:
+                given["hidden_states"] = functional.pad(states, (0, 0, 0, tokens))
+            seen = torch.zeros(len(states), 1, 1, width, dtype=states.dtype)
+            seen[..., : width - tokens] = 0 if mask is None else mask[:, :, :1]
+            seen[..., width - tokens :] = -1e30 if prefix_of(bare, tensors, index, "key") is None else 0.0
+            given["attention_mask"] = seen
+            if bias is not None:
+                given["position_bias"] = functional.pad(bias, (0, tokens, 0, tokens))
+            return (), given
+
+        return hook
+
+    def replace_last(tensor):
+        return lambda module, inputs, output: torch.cat(
+            [output[:, : output.shape[1] - tokens], tensor.expand(len(output), -1, -1)], dim=1
+        )
+
+    for index, layer in enumerate(layers):
+        hooks.enter_context(layer.register_forward_pre_hook(lengthen(index), with_kwargs=True))
+        for part in ("key", "value"):
+            tensor = prefix_of(bare, tensors, index, part)
+            if tensor is not None:
+                linear = layer.get_submodule(bare.family.linears[part])
+                hooks.enter_context(linear.register_forward_hook(replace_last(tensor)))
+
+
+def add_gated_prefix(bare: Encoder, tensors: Mapping[str, Tensor], hooks: ExitStack) -> None:
+    """Add Σ_j g_j·softmax_j(q·k_j/√d)·v_j, head by head, to what goes into the output linear of attention."""
+    queries, size = {}, bare.hidden_size // bare.num_heads
+
+    def keep(index):
+        return lambda module, inputs, output: queries.update({index: output})
+
+    def add(index):
+        key, value, gate = (prefix_of(bare, tensors, index, part) for part in ("key", "value", "gate"))
+
+        def hook(module, inputs):
+            parts = []
+            for first in range(0, bare.hidden_size, size):
+                head = slice(first, first + size)
+                scores = queries[index][..., head] @ key[:, head].T / size**0.5
+                parts.append((scores.softmax(dim=-1) * gate) @ value[:, head])
+            return (inputs[0] + torch.cat(parts, dim=-1),)
+
+        return hook
+
+    for index, layer in enumerate(bare.model.get_submodule(bare.family.layers)):
+        if prefix_of(bare, tensors, index, "key") is not None:
+            query, output = (layer.get_submodule(bare.family.linears[n]) for n in ("query", "attention_output"))
+            hooks.enter_context(query.register_forward_hook(keep(index)))
+            hooks.enter_context(output.register_forward_pre_hook(add(index)))
 
 
 def loss_of(logits: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from splitrank.learning.adapters.adapter import Adapter, kind_of
+from splitrank.learning.adapters.adapter import Adapter, kind_of, shape_at_rank
 from splitrank.learning.adapters.factors import new_directions
 from splitrank.learning.adapters.method import Method
 from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.adapters.selection import selected
 from splitrank.learning.aggregation.distribute import distribute
 from splitrank.learning.aggregation.rule import Combined, Rule, Starts, weights_of
-from splitrank.traits import MERGED_KINDS
+from splitrank.traits import FACTORS, MERGED_KINDS
 from tests.learning.oracle import distance, noise, product, same_bits
 
 SHAPES = {"wide": (5, 7), "tall": (7, 5), "square": (6, 6), "labels": (4, 9)}
@@ -42,7 +42,7 @@ class Subject:
     @property
     def has_factors(self) -> bool:
         """Whether the rule sees both factors of the products."""
-        return self.method.traits.has_rank and not self.rule.traits.personal
+        return self.method.traits.kinds >= FACTORS and not self.rule.traits.personal
 
     @property
     def scales_with_rank(self) -> bool:
@@ -54,19 +54,24 @@ class Subject:
         """Kinds that are the same for all through the whole run."""
         return self.rule.traits.from_seed & self.method.traits.kinds
 
+    def names(self, path: str) -> list[str]:
+        """Return names of tensors, one of each kind."""
+        return [f"{kind}/{path}.weight" for kind in sorted(self.method.traits.kinds)]
+
 
 def subject(rule: Rule, name: str) -> Subject:
-    return Subject(rule, make_method(name, {"linears": ("query",), "scaling": 2.0, "dropout": 0.0}))
+    return Subject(rule, make_method(name, {"linears": ("query",), "scaling": 2.0, "dropout": 0.0, "gate": False}))
 
 
 def adapter_of(on: Subject, rank: int = RANK, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> Adapter:
     """Return an adapter with B ≠ 0; what the rule draws from the seed is drawn."""
     tensors: dict[str, Tensor] = {}
-    if not on.method.traits.has_rank:
-        (kind,) = on.method.traits.kinds
-        tensors = {f"{kind}/{path}.weight": noise(path, shape) for path, shape in shapes.items()}
+    if not on.method.traits.kinds >= FACTORS:
+        rank = rank if on.method.traits.has_rank else 1
+        for path, shape in shapes.items():
+            tensors |= {name: noise(name, shape_at_rank(name, shape, rank)) for name in on.names(path)}
         tensors["head/classifier.weight"] = noise("head", (4, 5))
-        return Adapter(1, 1.0, tensors)
+        return Adapter(rank, 1.0, tensors)
     for path, (d, k) in shapes.items():
         a = noise(f"A/{path}", (rank, k))
         tensors[f"lora_A/{path}"] = new_directions(path, rank, k, 0).float() if "lora_A" in on.drawn else a

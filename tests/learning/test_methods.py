@@ -20,6 +20,8 @@ COUNTS = torch.tensor(LENGTHS)
 
 WITH_PEFT = [name for name in METHODS if METHOD_TRAITS[name].export == "peft"]
 
+WITH_ALPHA = [name for name in WITH_PEFT if METHOD_TRAITS[name].has_rank]
+
 every_method = pytest.mark.parametrize("name", METHODS)
 every_method_of_peft = pytest.mark.parametrize("name", WITH_PEFT)
 every_rank = pytest.mark.parametrize("rank", RANKS)
@@ -91,14 +93,17 @@ def test_names_say_the_kind_and_stand_in_training_order(name, tiny_model):
 @every_family
 @every_method
 def test_a_fresh_method_changes_nothing(name, family, tiny_model):
-    """Neither at rank 0, which is round 0's state, nor at another; what was loaded before leaves no trace."""
+    """Neither at rank 0, which is round 0's state, nor at another; what was loaded before leaves no trace.
+
+    A prefix without gates takes its share of the softmax as soon as it has tokens.
+    """
     adapted = adapt(oracle.fresh(tiny_model(family)), name)
     first, fresh = initial(adapted, trained_head(adapted, "full")), begin(adapted, 3)
     assert first.rank == 0
     bare = oracle.fresh(tiny_model(family))
     hidden = bare.trunk(IDS)
     wanted = oracle.whole_model_logits(bare, first, {}, IDS)
-    for adapter in (first, fresh):
+    for adapter in (first, *[fresh] * (METHOD_TRAITS[name].contract != "once")):
         load(adapted, moved(fresh))
         load(adapted, adapter)
         oracle.assert_logits(adapted.logits(hidden, COUNTS), wanted)
@@ -230,7 +235,7 @@ def test_attaching_leaves_the_global_random_state_alone(name, tiny_model):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@every_method_of_peft
+@pytest.mark.parametrize("name", WITH_ALPHA)
 def test_peft_says_the_loaded_rank_and_alpha(name, tiny_model):
     """The alpha from which PEFT makes the adapter's scaling, of the rank or of its root."""
     adapted = adapt(oracle.fresh(tiny_model()), name)

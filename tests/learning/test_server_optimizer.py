@@ -78,7 +78,7 @@ def test_every_step_is_that_of_the_paper(name, step):
         assert (result.adapter.rank, result.adapter.scaling) == (starts.whole.rank, starts.whole.scaling)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full", "bitfit"])
+@pytest.mark.parametrize("method", ["lora", "dora", "full", "bitfit", "ia3", "bottleneck", "prefix"])
 def test_without_momentum_and_at_rate_one_it_is_the_rule_alone(method):
     rule = with_server_optimizer(RULES["fedavg"], FedAvgM(1.0, 0.0))
     for _, _, aggregate, result in rounds(rule, 3, method):

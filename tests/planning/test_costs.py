@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitrank.config import AdapterTable
 from splitrank.learning import layer
+from splitrank.learning.adapters.adapter import kind_of
 from splitrank.learning.adapters.merged import add_merged
 from splitrank.learning.adapters.method import attach, initial, load, trained_head
 from splitrank.learning.adapters.methods import make_method
@@ -42,6 +43,8 @@ OF_A_LAYER: dict[str, Callable[[str], bool]] = {
     "bias": lambda path: path.endswith("bias"),
 }
 """Kind → which of a trained layer's own parameters are of it."""
+OWN_MODULES = {"scale", "bottleneck_up", "prefix"}
+"""Kinds whose parameters stand in modules that the method puts into the layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +63,12 @@ class Trained:
     parameters: dict[str, list[nn.Parameter]]
 
 
-def packed(part: TrainedPart, rank: int, method: str) -> Trained:
-    """The encoder that splitrank trains with plain LoRA, with the merged parts beside it."""
+def as_it_is_trained(part: TrainedPart, rank: int, method: str) -> Trained:
+    """The encoder that splitrank trains, with a method and the merged parts in it."""
     encoder = tiny_encoder(list(part.layers))
-    adapted = attach(encoder, make_method(method, {"linears": part.linears, "scaling": 2.0, "dropout": 0.0}))
+    adapted = attach(
+        encoder, make_method(method, {"linears": part.linears, "scaling": 2.0, "dropout": 0.0, "gate": part.gate})
+    )
     start = initial(adapted, trained_head(adapted, part.head))
     start = adapted.method.resize(start, rank, distribution="svd", seed=0, round=1)
     sizes = SHAPE.linears()
@@ -71,9 +76,12 @@ def packed(part: TrainedPart, rank: int, method: str) -> Trained:
         (d, k), path = sizes[name], f"roberta.encoder.layer.{index}.{PATHS[name]}"
         rows = max(d, k) if merged is None else merged
         start = add_merged(start, {path: (torch.randn(rows, k), torch.randn(d, rows))})
-    load(adapted, start)
+    parameters: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in load(adapted, start).items():
+        if kind_of(name) != "head":
+            parameters.setdefault(kind_of(name), []).append(parameter)
     hidden, lengths = torch.randn(BATCH * TOKENS, SHAPE.hidden_size), torch.full((BATCH,), TOKENS)
-    return Trained(lambda: adapted.logits(hidden, lengths), _by_kind(encoder.model, ("lora_A", "lora_B")))
+    return Trained(lambda: adapted.logits(hidden, lengths), parameters)
 
 
 def reference(part: TrainedPart, rank: int, method: str) -> Trained:
@@ -113,8 +121,9 @@ def reference(part: TrainedPart, rank: int, method: str) -> Trained:
 
 
 def trained_of(part: TrainedPart, rank: int, method: str) -> Trained:
-    """What runs for a method: the packed pass for plain LoRA whatever its scaling, else the reference."""
-    runs = packed if METHOD_TRAITS[method].kinds == FACTORS else reference
+    """What runs for a method: splitrank's encoder, or without it a reference that needs none of our modules."""
+    kinds = METHOD_TRAITS[method].kinds
+    runs = as_it_is_trained if kinds == FACTORS or kinds & OWN_MODULES else reference
     return runs(part, rank, method)
 
 
@@ -153,8 +162,13 @@ TRAINED = [
     ("dora", {"lora_B", "magnitude"}),
     ("full", {"weight"}),
     ("bitfit", {"bias"}),
+    ("ia3", {"scale"}),
+    ("bottleneck", {"bottleneck_down", "bottleneck_up", "bottleneck_bias"}),
+    ("bottleneck", {"bottleneck_up", "bottleneck_bias"}),
+    ("bottleneck", {"bottleneck_down"}),
+    ("prefix", {"prefix"}),
 ]
-ON_LINEARS = [case for case in TRAINED if METHOD_TRAITS[case[0]].has_rank]
+ON_LINEARS = [case for case in TRAINED if "target_modules" in METHOD_TRAITS[case[0]].settings]
 IN_LAYERS = [case for case in TRAINED if case not in ON_LINEARS]
 IDS = [f"{method}-{'+'.join(sorted(kinds))}" for method, kinds in ON_LINEARS]
 
@@ -217,6 +231,16 @@ def test_dropout_makes_dora_multiply_with_the_frozen_matrix_again(layers: list[i
     assert expected_step(part, "dora") == counted_step(part, "dora")
 
 
+@pytest.mark.parametrize("layers", [[3], [2, 3], [0, 1, 2, 3], [0], [1, 2], [0, 3]], ids=str)
+def test_gated_prefixes_cost_what_torch_counts(layers: list[int]) -> None:
+    gated = part_of(layers, "all-linear", "full", {"prefix"}, gate=True)
+    assert expected_step(gated, "prefix") == counted_step(gated, "prefix")
+    trained = trained_of(gated, RANK, "prefix").parameters["prefix"]
+    assert sum(p.numel() for p in trained) == COSTS["prefix"].numbers(gated)["prefix"].at(RANK)
+    if layers == [3]:  # where the text's own weights depend on nothing that is trained
+        assert expected_step(gated, "prefix") < expected_step(replace(gated, gate=False), "prefix")
+
+
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("targets", ["query-value", "all-linear"])
 @pytest.mark.parametrize(("method", "kinds"), [case for case in TRAINED if case[1] == METHOD_TRAITS[case[0]].kinds])
@@ -270,6 +294,12 @@ def test_numbers_of_roberta_base() -> None:
     assert COSTS["dora"].numbers(roberta("dora", "all-linear"))["magnitude"] == Count(20_736)
     assert COSTS["full"].numbers(roberta("full", "query-value"))["weight"] == Count(3 * 7_087_872)
     assert COSTS["bitfit"].numbers(roberta("bitfit", "query-value"))["bias"] == Count(25_344)
+    assert COSTS["ia3"].numbers(roberta("ia3", "query-value"))["scale"] == Count(13_824)
+    bottleneck = total(COSTS["bottleneck"].numbers(roberta("bottleneck", "query-value")).values())
+    assert bottleneck == Count(4_608, 9_216 + 6)
+    prefix = roberta("prefix", "query-value")
+    assert COSTS["prefix"].numbers(prefix)["prefix"] == Count(0, 4_608)
+    assert COSTS["prefix"].numbers(replace(prefix, gate=True))["prefix"] == Count(0, 4_608 + 3)
     assert COSTS["rslora"].numbers(roberta("rslora", "query-value")) == COSTS["lora"].numbers(
         roberta("lora", "query-value")
     )

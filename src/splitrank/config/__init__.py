@@ -1,9 +1,9 @@
 """Settings of a run: tables, their rules, and the layers they are read in.
 
-``values`` kinds of values, ``conditions`` when a setting is read, ``tables`` every setting, ``variants`` the tables of
-one variant, ``fields`` what a setting says of itself, ``rules`` between settings, ``layers`` reading and writing,
-``paths`` settings that name files, ``problems`` broken rules as sentences, ``later`` what is specified and not
-available yet, ``explain`` the documentation.
+``values`` kinds of values, ``conditions`` when a setting is read, ``tables`` and ``resources`` every setting,
+``variants`` the tables of one variant, ``fields`` what a setting says of itself, ``rules`` between settings, ``layers``
+reading and writing, ``paths`` settings that name files, ``problems`` broken rules as sentences, ``later`` what is
+specified and not available yet, ``explain`` the documentation.
 """
 
 from splitrank.config.layers import (

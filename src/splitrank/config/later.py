@@ -13,7 +13,7 @@ LATER_KEYS = (
 )
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
-    "adapter.method": ("adalora", "ia3", "prefix", "slora", "mola", "bottleneck"),
+    "adapter.method": ("adalora", "slora", "mola"),
     "planner.objective": ("accuracy",),
     "radio.fading": ("rician", "nakagami", "ergodic"),
 }

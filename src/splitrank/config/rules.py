@@ -74,11 +74,14 @@ def _method_and_rule(config: Config) -> Iterable[str]:
     if config.planner.rank_policy == "common" or config.adapter.rank is not None or not traits.has_rank:
         return
     if "unequal_ranks" not in RULE_TRAITS[rule].tags and not missing:
-        able = [name for name, other in RULE_TRAITS.items() if "unequal_ranks" in other.tags]
-        suggested = "flexlora" if "flexlora" in able else able[0]
+        able = [name for name in others if "unequal_ranks" in RULE_TRAITS[name].tags]
+        suggested = "flexlora" if "flexlora" in able else next(iter(able), None)
         yield (
             f'planner.rank_policy must be "common" for federation.aggregation = "{rule}", which averages factors of '
             f'one rank, got "per-client"; try federation.aggregation = "{suggested}"'
+            if suggested
+            else f'planner.rank_policy must be "common" for adapter.method = "{method}", which no rule averages at '
+            'unequal ranks, got "per-client"; leave it out'
         )
     if config.radio.downlink == "broadcast":
         yield (

@@ -10,40 +10,39 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than, quoted
+from splitrank.config.conditions import Condition, given, left_out, limited, one_of, other_than
+from splitrank.config.resources import BudgetTable, ClientTable, RadioTable, WorkloadTable
 from splitrank.config.values import (
     Accuracy,
-    Budget,
-    BudgetPerClient,
     ClassCount,
     ClientCount,
     ColumnNames,
     Columns,
     Count,
     CountOrZero,
-    CountPerClient,
-    Decibels,
     Device,
-    DistancePerClient,
     Encoding,
-    Gains,
     Layers,
     Modules,
-    NoiseDensity,
     NotNegative,
-    NotNegativePerClient,
     OpenShare,
     PartitionBy,
     Positive,
-    PositivePerClient,
     Separator,
     Share,
     ThreadCount,
     TokenCount,
-    Uniform,
 )
-from splitrank.config.variants import AdaptiveTable, FedavgmTable, HetloraTable, LoraA2Table, Table, TrimmedMeanTable
-from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, personal_kinds
+from splitrank.config.variants import (
+    AdaptiveTable,
+    FedavgmTable,
+    HetloraTable,
+    LoraA2Table,
+    PrefixTable,
+    Table,
+    TrimmedMeanTable,
+)
+from splitrank.traits import METHOD_TRAITS, RULE_TRAITS
 
 
 def _methods(setting: str) -> Condition:
@@ -67,17 +66,8 @@ Aggregation = Literal[
     "trimmed-mean",
 ]
 _MERGES = one_of("federation.aggregation", tuple(name for name, rule in RULE_TRAITS.items() if "merges" in rule.tags))
-_KEEPS = Condition(
-    ("model.head", "federation.aggregation"),
-    'model.head is "local" or federation.aggregation is '
-    + quoted([name for name, rule in RULE_TRAITS.items() if rule.personal]),
-    lambda head, rule: bool(personal_kinds(RULE_TRAITS[rule], head)),
-)
-_SHARES_HEAD = other_than("federation.aggregation", "fedsa")
-_PAPER, _FLOPS, _MEASURED = (one_of("workload.model", (model,)) for model in ("paper", "flops", "measured"))
 _HAS_RANK = one_of("adapter.method", tuple(name for name, traits in METHOD_TRAITS.items() if traits.has_rank))
 _PLANS_RANK = left_out("adapter.rank")
-_DRAWS_GAINS = left_out("radio.uplink_gain", "radio.downlink_gain")
 _OWN_FILES = given("data.path")
 _OWN_COLUMNS = other_than("data.name", "docstrings")
 _SELECTS = given("federation.clients_per_round")
@@ -111,10 +101,13 @@ class ModelTable(Table):
 class AdapterTable(Table):
     """The adapter: what is trained in each layer."""
 
-    method: Literal["lora", "rslora", "dora", "full", "bitfit"] = Field(
+    method: Literal["lora", "rslora", "dora", "full", "bitfit", "ia3", "bottleneck", "prefix"] = Field(
         "lora",
         description='`"rslora"`: LoRA with its scaling divided by √r; `"dora"`: LoRA with a trained magnitude of each '
-        'output; `"full"`: all weights of the trained layers, `"bitfit"`: their biases, both without a rank',
+        'output; `"full"`: all weights of the trained layers, `"bitfit"`: their biases, `"ia3"`: scales of '
+        'their keys, values and inner activations, all three without a rank; `"bottleneck"`: small networks after '
+        'attention and feed-forward part, whose number of units is the rank; `"prefix"`: learned keys and values, '
+        "whose number is the rank, chosen in the first round for the whole run",
     )
     target_modules: Annotated[Modules, _methods("target_modules")] = Field(
         "query-value", description="linear layers that get an adapter"
@@ -124,6 +117,7 @@ class AdapterTable(Table):
     )
     dropout: Annotated[Share, _methods("dropout")] = Field(0.0, description="dropout before lora_A")
     rank: Annotated[Count | None, _HAS_RANK] = Field(None, description="fixes the rank; left out, it is planned")
+    prefix: Annotated[PrefixTable, one_of("adapter.method", ("prefix",))] = Field(default_factory=PrefixTable)
 
 
 class DataTable(Table):
@@ -294,85 +288,6 @@ class TrainTable(Table):
         "the client's own training texts, n_c of them of class c, C classes. The counts are the client's own because "
         "the federation's would have to leave the clients. `train_loss` in records stays the mean without weights",
     )
-
-
-class ClientTable(Table):
-    """The clients' machines."""
-
-    samples: CountPerClient = Field(40000, description="texts per client, for `plan`; `run` counts the real ones")
-    capacitance: PositivePerClient = Field(
-        Uniform(low=0.2e-25, high=1e-25), description="Ω, effective switched capacitance; Ω·f³ is power in W"
-    )
-    max_frequency_hz: PositivePerClient = Field(1e9, description="highest CPU frequency")
-    circuit_energy_j: NotNegativePerClient = Field(50.0, description="ξ, energy per round beside computing and sending")
-    flops_per_cycle: Annotated[PositivePerClient, _FLOPS] = Field(
-        32.0, description="floating-point operations per cycle"
-    )
-    reference_frequency_hz: Annotated[PositivePerClient | None, _MEASURED] = Field(
-        None, description="frequency at which the two keys below were measured"
-    )
-    seconds_per_sample: Annotated[PositivePerClient | None, _MEASURED] = Field(
-        None, description="a of a + b·r, seconds per text and epoch at rank r"
-    )
-    seconds_per_sample_per_rank: Annotated[NotNegativePerClient | None, _MEASURED] = Field(
-        None, description="b of a + b·r"
-    )
-    test_share: Annotated[OpenShare, _KEEPS] = Field(
-        0.2, description="through Flower: what a client without a `test.*` of its own holds out for testing"
-    )
-
-
-class RadioTable(Table):
-    """The links. Powers in W, gains and noise linear; only the noise density and figure are in dB."""
-
-    bandwidth_hz: PositivePerClient | None = Field(None, description="each client's sub-band")
-    total_bandwidth_hz: Positive | None = Field(
-        None, description="a band that the clients share, see `planner.bandwidth`"
-    )
-    uplink_power_w: PositivePerClient = Field(Uniform(low=0.02, high=0.1), description="transmit power of a client")
-    downlink_power_w: PositivePerClient = Field(1.0, description="transmit power towards a client")
-    large_scale_gain: Annotated[PositivePerClient | None, _DRAWS_GAINS] = Field(
-        None, description="mean power gain of the channel"
-    )
-    distance_m: Annotated[DistancePerClient | None, _DRAWS_GAINS] = Field(
-        None, description="distance to the server; the path loss is 128.1 + 37.6 log10(d/km) dB"
-    )
-    fading: Annotated[Literal["rayleigh", "none"], _DRAWS_GAINS] = Field(
-        "rayleigh", description="multiplies the mean gain anew every round"
-    )
-    uplink_gain: Gains | None = Field(None, description="fixes the gains, without a draw")
-    downlink_gain: Gains | None = Field(None, description="fixes the gains, without a draw")
-    noise_power_w: PositivePerClient | None = Field(None, description="noise in the sub-band")
-    noise_psd_dbm_hz: NoiseDensity | None = Field(None, description="noise density, multiplied by the bandwidth")
-    noise_figure_db: Decibels | None = Field(None, description="noise figure of the receivers, beside the density")
-    downlink: Literal["unicast", "broadcast"] = Field(
-        "unicast", description='`"broadcast"`: the whole band at the slowest participant\'s rate'
-    )
-
-
-class BudgetTable(Table):
-    """The time and energy that a round may cost."""
-
-    latency_s: Budget = Field(18000.0, description="T0, seconds of a round, for all clients")
-    energy_j: BudgetPerClient = Field(25000.0, description="E0, joules of a round")
-
-
-class WorkloadTable(Table):
-    """How a round's operations and bits follow from the rank."""
-
-    model: Literal["paper", "flops", "measured"] = Field(
-        "paper",
-        description='the paper\'s operation count; `"flops"`: true FLOPs and what is really sent; `"measured"`: from '
-        "seconds per text, given in the table client or, through Flower, measured",
-    )
-    bits_per_parameter: Annotated[Positive, _PAPER] = Field(256.0, description="Q, bits of a parameter on the air")
-    count_head: Annotated[bool, _PAPER, one_of("model.head", ("full", "out_proj")), _SHARES_HEAD] = Field(
-        False, description="whether the head's bits are counted, too"
-    )
-    trunk: Annotated[Literal["prepared", "every-round"], _FLOPS] = Field(
-        "prepared", description="the frozen trunk is computed once outside the rounds, or charged every round"
-    )
-    tokens_per_sample: Annotated[Count, _FLOPS] = Field(64, description="text length, for `plan`")
 
 
 class PlannerTable(Table):

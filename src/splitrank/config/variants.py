@@ -13,6 +13,16 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True)
 
 
+class PrefixTable(Table):
+    """The learned tokens of ``adapter.method = "prefix"``."""
+
+    gate: bool = Field(
+        False,
+        description="adds the learned tokens to attention, each with a gate that starts at 0, so that nothing changes "
+        "before training; without it they share one softmax with the text",
+    )
+
+
 class HetloraTable(Table):
     """How clients of ``federation.aggregation = "hetlora"`` give up ranks."""
 

@@ -1,16 +1,21 @@
-"""The result of a run in PEFT's or transformers' own format, and predictions from it by these alone."""
+"""The result of a run in PEFT's or transformers' own format, and predictions from it by these alone.
+
+What neither has a place for is written in a format of splitrank's own: ``splitrank.safetensors``, the adapter's tensors
+with the head's, and ``splitrank.json``, which says how they go into the base model. Predictions then need splitrank.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +29,8 @@ from splitrank.federation.state import State
 from splitrank.files import folder_built_atomically, write_atomically
 from splitrank.learning.adapters.adapter import Adapter, is_ranked
 from splitrank.learning.adapters.merged import as_one_adapter
-from splitrank.learning.adapters.method import load
+from splitrank.learning.adapters.method import attach, load
+from splitrank.learning.adapters.methods import make_method
 from splitrank.learning.device import available_devices, resolve_device
 from splitrank.learning.encoder import load_encoder, model_location, quiet_transformers
 from splitrank.learning.table import TableFormat
@@ -32,9 +38,15 @@ from splitrank.learning.table_files import read_table
 from splitrank.learning.text_rules import columns_wanted, texts_of
 from splitrank.learning.trunk import BATCH_TOKENS, length_batches
 from splitrank.progress import track
+from splitrank.traits import TRAINED_ADAPTER
 
 LABELS = "labels.json"
 """File beside an adapter: a list of the label names in the order of the classes."""
+
+OWN_TENSORS, OWN_SETTINGS = "splitrank.safetensors", "splitrank.json"
+"""Files of an adapter in splitrank's own format."""
+
+_OWN_FORMAT = 1
 
 
 def export(model: Model, state: State, run: Path) -> Path:
@@ -43,13 +55,14 @@ def export(model: Model, state: State, run: Path) -> Path:
     ``adapter/`` loads with ``AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=N)``, and as
     ``model/`` with ``AutoModelForSequenceClassification.from_pretrained(path)`` and in ``pipeline``; its card says how
     to pass its label names, ``labels.json``. A config.json beside an adapter would tell transformers that the folder
-    holds a whole model. With personal tensors there is one such folder per client in it.
+    holds a whole model. An adapter that PEFT does not have is for :func:`predict` alone. With personal tensors there is
+    one such folder per client in it.
 
     Returns:
         the folder written.
     """
     path = run / EXPORTS[model.method.traits.export]
-    write = {"peft": _save_adapter, "model": _save_model}[model.method.traits.export]
+    write = {"peft": _save_adapter, "model": _save_model, "splitrank": _save_own}[model.method.traits.export]
     with folder_built_atomically(path) as building:
         if not state.local:  # PEFT wants a B beside A, zeros where B has stayed on the clients
             factors = {n: t for n, t in untrained_personal(model, state.adapter.rank).items() if is_ranked(n)}
@@ -67,7 +80,8 @@ def _save_adapter(model: Model, adapter: Adapter, personal: Mapping[str, Tensor]
         peft_model.save_pretrained(str(folder))
     _name_magnitudes(folder / "adapter_model.safetensors")
     write_atomically(folder / LABELS, json.dumps(model.encoder.label_names, indent=2) + "\n")
-    _save_beside(model, folder, _PEFT_CARD)
+    can_merge = isinstance(peft_model.peft_config[TRAINED_ADAPTER], LoraConfig)
+    _save_beside(model, folder, _PEFT_CARD + _MERGING if can_merge else _PEFT_CARD)
 
 
 def _name_magnitudes(weights: Path) -> None:
@@ -101,6 +115,28 @@ def _save_model(model: Model, adapter: Adapter, personal: Mapping[str, Tensor], 
     with quiet_transformers():
         whole.save_pretrained(str(folder), state_dict=weights)
     _save_beside(model, folder, _MODEL_CARD)
+
+
+def _save_own(model: Model, adapter: Adapter, personal: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the adapter's tensors with all of the head, trained or not, and how they go into the base model."""
+    load(model.adapted, adapter, personal)
+    head = {f"head/{path}": parameter.detach().cpu() for path, parameter in model.adapted.head.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in {**adapter.tensors, **head}.items()}
+    save_file(tensors, folder / OWN_TENSORS)
+    method: Any = model.method
+    settings = {
+        "format": _OWN_FORMAT,
+        "base_model": model.encoder.location,
+        "method": method.name,
+        "settings": {field.name: getattr(method, field.name) for field in fields(method)},
+        "trained_layers": list(model.encoder.trained_layers),
+        "max_length": model.config.model.max_length,
+        "rank": adapter.rank,
+        "scaling": adapter.scaling,
+    }
+    write_atomically(folder / OWN_SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_atomically(folder / LABELS, json.dumps(model.encoder.label_names, indent=2) + "\n")
+    _save_beside(model, folder, _OWN_CARD)
 
 
 def _save_beside(model: Model, folder: Path, card: str) -> None:
@@ -150,7 +186,10 @@ from peft import AutoPeftModelForSequenceClassification
 
 model = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=id2label)
 ```
+"""
 
+# PEFT 0.21 merges LoRA and its variants beside a head of several linears, but not IA3.
+_MERGING = """
 As a whole model, `pipeline("text-classification", "merged")`, which needs no arguments and no PEFT:
 
 ```python
@@ -183,6 +222,29 @@ sentence-transformers loads this folder: `CrossEncoder` with the head, `Sentence
 """
 
 
+_OWN_CARD = """---
+base_model: {base}
+library_name: splitrank
+pipeline_tag: text-classification
+---
+
+An adapter ({method}) and classification head trained by splitrank on `{base}`. Classes: {labels}.
+
+PEFT and transformers have no such adapter, so that splitrank is needed to use it:
+
+```python
+from splitrank import predict
+
+folder = "."  # this folder
+for told in predict(folder, ["a text", "another"]):
+    print(told.label, told.probability)
+```
+
+`splitrank predict .` does the same. `splitrank.safetensors` has the tensors by name, `splitrank.json` says how they go
+into the base model.
+"""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A text's class: ``label``, and the ``probability`` the model gives it, 0 to 1."""
@@ -192,7 +254,7 @@ class Prediction:
 
 
 def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
-    """Classify texts with a finished run's adapter.
+    """Classify texts with the result of a finished run.
 
     Computes on the run's ``run.device``; where this machine has none such, as with ``"auto"``.
 
@@ -221,7 +283,7 @@ def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
     try:
         labels = _label_names(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        model = _loaded(folder, len(labels))
+        model = _loaded_own(folder, labels) if _is_own(folder) else _loaded(folder, len(labels))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         what = str(error).strip().split("\n")[0]
         raise InputError(f"{folder} must be as the run wrote it and its base model where it was, got: {what}") from None
@@ -240,7 +302,7 @@ def predict(run: Path | str, texts: Sequence[str]) -> Iterator[Prediction]:
 
 
 def _loaded(folder: Path, num_labels: int) -> Any:
-    """Load an export by plain PEFT or transformers."""
+    """Load an export of PEFT's or transformers' format by these alone."""
     from peft import PeftConfig, PeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification
 
@@ -255,6 +317,24 @@ def _loaded(folder: Path, num_labels: int) -> Any:
     if lacking := sorted(loading["missing_keys"]):
         raise ValueError(f"no weights for {lacking[0]}")
     return model
+
+
+def _loaded_own(folder: Path, labels: Sequence[str]) -> Any:
+    """Load an export in splitrank's own format: the base model with the method and its tensors in it."""
+    told = json.loads((folder / OWN_SETTINGS).read_text())
+    if told["format"] != _OWN_FORMAT:
+        raise ValueError(f"format {told['format']}, which this version of splitrank does not read")
+    encoder = load_encoder(
+        told["base_model"],
+        told["trained_layers"],
+        labels,
+        precision=torch.float32,
+        device=torch.device("cpu"),
+        max_length=told["max_length"],
+    )
+    adapted = attach(encoder, make_method(told["method"], told["settings"]))
+    load(adapted, Adapter(told["rank"], told["scaling"], load_file(folder / OWN_TENSORS)))
+    return encoder.model.requires_grad_(False)
 
 
 def _label_names(folder: Path) -> list[str]:
@@ -273,8 +353,16 @@ def _is_peft(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
+def _is_own(folder: Path) -> bool:
+    return (folder / OWN_SETTINGS).is_file()
+
+
 def _is_export(folder: Path) -> bool:
-    return _is_peft(folder) or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
+    return (
+        _is_peft(folder)
+        or _is_own(folder)
+        or ((folder / "config.json").is_file() and any(folder.glob("*.safetensors")))
+    )
 
 
 def texts_of_file(run: Path, file: Path) -> list[str]:
@@ -298,7 +386,7 @@ def _export_of(run: Path) -> tuple[Path, Path | None]:
         above = [parent / "config.toml" for parent in run.resolve().parents[:2]]
         return run, next((path for path in above if path.is_file()), None)
     config = run / "config.toml"
-    folders = [run] if run.name in EXPORTS.values() else [run / name for name in EXPORTS.values()]
+    folders = [run] if run.name in EXPORTS.values() else [run / name for name in dict.fromkeys(EXPORTS.values())]
     for folder in folders:
         if _is_export(folder):
             return folder, config if config.is_file() else None

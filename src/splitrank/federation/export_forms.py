@@ -5,21 +5,26 @@ from __future__ import annotations
 from splitrank.config import Config
 from splitrank.traits import METHOD_TRAITS, RULE_TRAITS, personal_kinds
 
-EXPORTS = {"peft": "adapter", "model": "model"}
+EXPORTS = {"peft": "adapter", "model": "model", "splitrank": "adapter"}
 """Form of an export → the folder of a run that holds it."""
+
+_FORMS = {
+    "peft": "an adapter in PEFT's format",
+    "model": "a whole transformers model",
+    "splitrank": "an adapter in splitrank's own format",
+}
 
 
 def export_folder(config: Config) -> str:
-    """Return which folder of a run will hold its result: ``adapter`` in PEFT's format, or a whole ``model``."""
+    """Return which folder of a run will hold its result: an ``adapter``, or a whole ``model``."""
     return EXPORTS[METHOD_TRAITS[config.adapter.method].export]
 
 
 def export_text(config: Config) -> str:
     """Return what a run's result is, and where."""
-    folder = export_folder(config)
-    what = "an adapter in PEFT's format" if folder == "adapter" else "a whole transformers model"
+    what = _FORMS[METHOD_TRAITS[config.adapter.method].export]
     each = " for each client" if has_personal(config) else ""
-    return f"{what}{each}, in {folder}/"
+    return f"{what}{each}, in {export_folder(config)}/"
 
 
 def has_personal(config: Config) -> bool:

@@ -18,7 +18,7 @@ from splitrank.federation.costs import round_workload
 from splitrank.federation.model import Model, load_model, method_of, rule_of
 from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import plan_round, round_problem
-from splitrank.federation.pruning import with_pruned_ranks
+from splitrank.federation.pruning import with_settled_ranks
 from splitrank.federation.sizes import rank_cap, trained_part
 from splitrank.federation.slices import rule_of_client, slices_header, told_rule
 from splitrank.federation.state import State
@@ -28,6 +28,7 @@ from splitrank.learning.adapters.method import Method
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
+from splitrank.learning.encoder import drop_trunk
 from splitrank.learning.partition import Partition
 from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.costs.table import COSTS
@@ -89,7 +90,7 @@ class InProcessClients:
         merged = merged_parts(state, self.model.encoder.family)
         workload = round_workload(self.config, self.model.shape, self.texts, state.turn, self.rule.traits, merged)
         problem = round_problem(self.config, self.model.shape, workload, state.round + 1, require_all=False)
-        return with_pruned_ranks(problem, state)
+        return with_settled_ranks(problem, state, self.model.method.traits)
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan; whether the server or each client makes it is all the same here."""
@@ -258,7 +259,7 @@ def make_clients(
     if refuse_unable:
         check_able(config, problem)
     train_outputs, test_outputs = model.prepare(train_ids, "training texts"), model.prepare(test_ids, "test texts")
-    model.encoder.drop_trunk()
+    drop_trunk(model.encoder)
     return InProcessClients(
         model=model,
         rule=rule,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from splitrank.config import Config
+from splitrank.federation.export_forms import EXPORTS
 from splitrank.federation.sizes import (
     BITS_PER_FLOAT32,
     DEFAULT_NUM_LABELS,
@@ -84,10 +85,10 @@ def methods_lines(report: Mapping[str, Any]) -> Iterator[str]:
         [
             (
                 name,
-                ", ".join(told["trains"]),
+                ", ".join(kind.removeprefix(f"{name}_") for kind in told["trains"]),
                 _shown(told["bits"]),
                 _taken(told["rules"], report["rules"]),
-                {"peft": "adapter/", "model": "model/"}[told["export"]],
+                f"{EXPORTS[told['export']]}/",
             )
             for name, told in report["methods"].items()
         ],

@@ -262,7 +262,8 @@ def method_of(config: Config) -> Method:
     """Return the adapter method that the settings name."""
     adapter = config.adapter
     linears = placement.target_linears(adapter.target_modules)
-    return make_method(adapter.method, {"linears": linears, "scaling": adapter.scaling, "dropout": adapter.dropout})
+    values = {"linears": linears, "scaling": adapter.scaling, "dropout": adapter.dropout, "gate": adapter.prefix.gate}
+    return make_method(adapter.method, values)
 
 
 def rule_of(config: Config) -> Rule:

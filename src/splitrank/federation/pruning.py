@@ -1,7 +1,8 @@
-"""Ranks that clients have pruned for good: a plan may give a client less, never more.
+"""Ranks that earlier rounds have settled: what a client has pruned for good, or the one rank of a whole run.
 
-The ledger keeps them as ``pruned_ranks``, one for each client, infinite for one that has pruned nothing yet. Server and
-client both have what the client started from and what it trained, so the server works out what the client would tell.
+A plan may give a client less than it has pruned itself to, never more. The ledger keeps these as ``pruned_ranks``, one
+for each client, infinite for one that has pruned nothing yet. Server and client both have what the client started from
+and what it trained, so the server works out what the client would tell.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from splitrank.learning.adapters.adapter import Adapter
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.client import Update
 from splitrank.planning.problem import Problem
-from splitrank.traits import RANK_AXIS
+from splitrank.traits import RANK_AXIS, MethodTraits
 
 _PRUNED = "pruned_ranks"
 
@@ -47,8 +48,14 @@ def first_directions(adapter: Adapter, rank: int) -> Adapter:
     return replace(adapter.with_tensors(shorter), rank=rank)
 
 
-def with_pruned_ranks(problem: Problem, state: State) -> Problem:
-    """Return the problem with no client's rank above what it has pruned itself to."""
+def with_settled_ranks(problem: Problem, state: State, traits: MethodTraits) -> Problem:
+    """Return the problem with no client's rank above what it has pruned itself to.
+
+    With a method whose rank is chosen once, it is the one at which the state's adapter was first trained.
+    """
+    if traits.contract == "once" and state.adapter.rank:
+        rank = np.full(problem.num_clients, state.adapter.rank, dtype=np.int64)
+        return replace(problem, rank_floor=rank, rank_ceiling=rank)
     if _PRUNED not in state.ledger:
         return problem
     ceiling = np.minimum(problem.rank_ceiling, state.ledger[_PRUNED]).astype(np.int64)

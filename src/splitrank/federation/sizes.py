@@ -105,10 +105,11 @@ def check_fits(config: Config, shape: EncoderShape) -> None:
     placement.layer_indices(config.model.trained_layers, shape.num_layers)
     fixed, cap, whole = fixed_rank(config), rank_cap(config, shape), global_rank(config)
     if whole is not None and whole > (largest := _largest_rank(config, shape)):
-        what = "the smaller side of the smallest target map"
+        what = "the smaller side of the smallest target linear"
         raise ConfigError([f"federation.lora-a2.rank must be at most {largest}, {what}, got {whole}"])
     if fixed is not None and fixed > cap:
-        what = "the smaller side of the smallest target linear"
+        on_linears = "target_modules" in METHOD_TRAITS[config.adapter.method].settings
+        what = "the smaller side of the smallest target linear" if on_linears else "the hidden size of the encoder"
         raise ConfigError([f"adapter.rank must be at most {cap}, {what}, got {fixed}"])
 
 
@@ -139,6 +140,7 @@ def trained_part(
         num_labels=config.model.num_labels or DEFAULT_NUM_LABELS,
         kinds=rule.trained(METHOD_TRAITS[adapter.method].kinds, turn),
         has_dropout=adapter.dropout > 0,
+        gate=adapter.prefix.gate,
         merged=merged.ranks,
     )
 
@@ -151,8 +153,8 @@ def fixed_rank(config: Config) -> int | None:
 def rank_cap(config: Config, shape: EncoderShape) -> int:
     """Return the largest rank that means anything for the adapter method, or ``planner.max_rank`` if it is planned.
 
-    For LoRA's family that is min(d, k) over the linears with adapters, for a method without a rank 1; where clients
-    choose slices of an adapter, its rank.
+    For LoRA's family that is min(d, k) over the linears with adapters, for bottlenecks and prefixes the hidden size,
+    for a method without a rank 1; where clients choose slices of an adapter, its rank.
     """
     largest = global_rank(config) or _largest_rank(config, shape)
     return largest if config.adapter.rank is not None else min(largest, config.planner.max_rank)

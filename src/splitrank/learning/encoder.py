@@ -164,27 +164,6 @@ class Encoder:
                 linear.bias = nn.Parameter(own_bias, requires_grad=False)
             self.query_key_value[index] = (weight, bias)
 
-    def copy_from_file(self) -> None:
-        """Copy the weights that are still read from the file they came in, so that the file is let go of.
-
-        Transformers maps the file into memory; while one weight is used from there, the float32 originals of all
-        matrices that were cast stay with it.
-        """
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            tensor.data = tensor.data.clone()
-
-    def drop_trunk(self) -> None:
-        """Let go of all weights below the cut, once the trunk's output of every text is cached.
-
-        Nothing but :meth:`trunk` needs them; its digest is computed before they go.
-        """
-        self.trunk_digest  # noqa: B018
-        layers = _part(self.model, self.family.layers)
-        for part in (_part(self.model, self.family.embeddings), *layers[: self.cut_layer]):
-            for parameter in part.parameters():
-                parameter.data = parameter.data.new_empty(0)
-        self.query_key_value[: self.cut_layer] = [None] * self.cut_layer
-
     def attention_bias(self, packed: PackedBatch) -> Tensor:
         """Return what is added to attention scores: nearly minus infinity at padding, and MPNet's relative positions.
 
@@ -206,6 +185,11 @@ class Encoder:
             fused = self.query_key_value[index]
             if fused is None:
                 raise TypeError(f"layer {index} must be held in {self.precision} to run packed, got one that is not")
+            attention = _part(module, family.linears["query"].rpartition(".")[0])
+            if attention._parameters:  # of its own, beside those of its linears
+                raise TypeError(
+                    f"layer {index} must have plain attention to run packed, got {type(attention).__name__}"
+                )
             yield Layer(
                 query_key_value=fused,
                 linears={name: _part(module, path) for name, path in family.linears.items()},
@@ -219,6 +203,29 @@ class Encoder:
         """Return the dropout of the trained layers: none in evaluation."""
         hidden, attention = (_config_value(self.model.config, name) for name in self.family.dropouts[:2])
         return Dropout(hidden, attention) if self.model.training else Dropout(0.0, 0.0)
+
+
+def copy_from_file(encoder: Encoder) -> None:
+    """Copy the weights that are still read from the file they came in, so that the file is let go of.
+
+    Transformers maps the file into memory. While one weight is used from there, the float32 originals of all matrices
+    that were cast stay with it.
+    """
+    for tensor in (*encoder.model.parameters(), *encoder.model.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def drop_trunk(encoder: Encoder) -> None:
+    """Let go of all weights below the cut, once the trunk's output of every text is cached.
+
+    Nothing but :meth:`Encoder.trunk` needs them; their digest is computed before they go.
+    """
+    encoder.trunk_digest  # noqa: B018
+    layers = _part(encoder.model, encoder.family.layers)
+    for part in (_part(encoder.model, encoder.family.embeddings), *layers[: encoder.cut_layer]):
+        for parameter in part.parameters():
+            parameter.data = parameter.data.new_empty(0)
+    encoder.query_key_value[: encoder.cut_layer] = [None] * encoder.cut_layer
 
 
 def _config_value(model_config: Any, *names: str) -> Any:

@@ -16,6 +16,7 @@ class Family:
 
     Paths of linears and norms start at a layer, the others at the model. ``run_layer`` takes a layer, states of shape
     (texts, width, hidden_size) and the bias of its attention scores; ``head`` the model and the first tokens' states.
+    ``attention_returns`` counts the values that the family's attention returns, the first of them being what counts.
     """
 
     embeddings: str
@@ -29,6 +30,7 @@ class Family:
     last_linear: str
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
     position_bias: str | None = None
+    attention_returns: int = 2
 
 
 def _bert_layer(layer: Any, grid: Tensor, bias: Tensor) -> Tensor:
@@ -114,6 +116,7 @@ FAMILIES: dict[str, Family] = {
         last_linear="classifier.out_proj",
         dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
         position_bias="mpnet.encoder.compute_position_bias",
+        attention_returns=1,
     ),
     "distilbert": Family(
         embeddings="distilbert.embeddings",

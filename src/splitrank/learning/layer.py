@@ -56,8 +56,8 @@ class Dropout:
 
 # oneDNN compiles a product for every new shape, which takes milliseconds and leaves code and buffers in memory. So the
 # grid's width is filled up to multiples of 16, and packed rows to multiples of an eighth of a power of two, at least
-# 128: 128, 256, ... 2048, 2304, ... 4096, 4608, ... Above 1,024 at most an eighth of the rows is filling, and up to 8,192
-# there are 32 numbers of rows.
+# 128: 128, 256, ... 2048, 2304, ... 4096, 4608, ... Above 1,024 at most an eighth of the rows is filling, and up to
+# 8,192 there are 32 numbers of rows.
 _FEWEST_ROWS, _ROW_STEPS, _WIDTH_BLOCK = 128, 8, 16
 
 

@@ -30,7 +30,7 @@ from splitrank.federation.in_process import check_counts, check_rule
 from splitrank.federation.model import Model, load_model, rule_of
 from splitrank.federation.partitions import partition_of, shares_to_test_on, unequal_class_counts
 from splitrank.federation.problems import measured_problem, plan_round, round_problem
-from splitrank.federation.pruning import with_pruned_ranks
+from splitrank.federation.pruning import with_settled_ranks
 from splitrank.federation.sizes import BITS_PER_FLOAT32
 from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats
@@ -38,6 +38,7 @@ from splitrank.learning.adapters.adapter import Adapter, to_vector
 from splitrank.learning.aggregation.rule import Rule, Starts
 from splitrank.learning.client import Evaluation, Update
 from splitrank.learning.data import TextData
+from splitrank.learning.encoder import drop_trunk
 from splitrank.learning.partition import Partition
 from splitrank.learning.trunk import TrunkOutputs
 from splitrank.planning.plan import Plan
@@ -115,7 +116,7 @@ class FlowerClients:
             problem = round_problem(config, shape, workload, state.round + 1, require_all=False)
         is_here = np.isin(np.arange(problem.num_clients), list(roster.present))
         present = replace(problem, uplink_bps=np.where(is_here, problem.uplink_bps, 0.0))
-        return with_pruned_ranks(present, state)
+        return with_settled_ranks(present, state, self.model.method.traits)
 
     def plan(self, problem: Problem, state: State) -> Plan:
         """Return the next round's plan, by the server or (``planner.where``) from the ranks that the clients tell."""
@@ -294,7 +295,7 @@ def connect(
     test_ids = model.tokenize(data.test_texts)
     data = model.measure(data, None, test_ids)
     test_outputs = model.prepare(test_ids, "test texts")
-    model.encoder.drop_trunk()
+    drop_trunk(model.encoder)
     settings = plain_values(model.config)
     if not tell_data:
         settings.pop("data")

@@ -22,6 +22,7 @@ from splitrank.federation.state import State
 from splitrank.federation.texts import TextStats, text_stats
 from splitrank.learning.aggregation.rule import Rule
 from splitrank.learning.data import has_test_split, load_split, text_data
+from splitrank.learning.encoder import drop_trunk
 from splitrank.learning.lengths import TokenIds
 from splitrank.learning.stratified import hold_out
 from splitrank.learning.text_rules import Split
@@ -122,7 +123,7 @@ def prepare(
         except InputError as error:
             _LOG.info(f"{error}")  # here alone: such a sentence may quote a text
             raise InputError("its texts cannot be used; the client's own log tells why") from None
-    model.encoder.drop_trunk()
+    drop_trunk(model.encoder)
     rule = rule or rule_of(config)
     return Prepared(settings, labels, model, rule, training, test, model.initial_state())
 

@@ -19,7 +19,7 @@ from splitrank.learning.adapters.adapter import Adapter, is_ranked, shape_at_ran
 from splitrank.learning.adapters.merged import load_merged
 from splitrank.learning.adapters.peft_lora import declare
 from splitrank.learning.adapters.selection import Index, Select, is_nothing
-from splitrank.learning.encoder import Encoder
+from splitrank.learning.encoder import Encoder, copy_from_file
 from splitrank.learning.families import Family
 from splitrank.learning.forward import is_packable, packed_logits, reference_logits
 from splitrank.learning.layer import num_rows
@@ -116,7 +116,7 @@ def attach(encoder: Encoder, method: Method) -> AdaptedEncoder:
     packed = is_packable(encoder, [*trained.values(), *head.values()])
     if packed:
         encoder.cast_and_fuse_qkv(range(encoder.cut_layer, encoder.num_layers))
-    encoder.copy_from_file()
+    copy_from_file(encoder)
     adapted = AdaptedEncoder(encoder, method, peft_model, head, packed_logits if packed else reference_logits)
     _check_all_is_trained(adapted, trained)
     encoder.model.requires_grad_(False)
@@ -180,7 +180,7 @@ def load(
 ) -> dict[str, nn.Parameter]:
     """Put an adapter into the model and return what is trained, by name, in training order.
 
-    PEFT has no rank 0, so the zero adapter goes in as one zero direction.
+    PEFT has no rank 0, so the zero adapter goes in as one zero direction where that has no effect.
 
     Args:
         adapted: as :func:`attach` made it.
@@ -190,7 +190,7 @@ def load(
     Raises:
         TypeError: a tensor that the model has no place for, or of another shape.
     """
-    method, rank = adapted.method, max(adapter.rank, 1)
+    method, rank = adapted.method, _rank_in_model(adapted.method, adapter.rank)
     parameters = method.parameters(adapted.encoder, rank, adapter.scaling)
     if adapted.peft_model is not None:
         declare(adapted.peft_model, rank, adapter.scaling)
@@ -218,6 +218,11 @@ def load(
             raise TypeError(f"{name} must have the shape {shapes}")
         parameter.requires_grad_()
     return parameters
+
+
+def _rank_in_model(method: Method, rank: int) -> int:
+    """Return the rank that a model is brought to for an adapter's; a learned token has an effect even if it is zero."""
+    return rank if method.traits.contract == "once" else max(rank, 1)
 
 
 def freeze_unselected(
@@ -250,5 +255,5 @@ def read(adapted: AdaptedEncoder, like: Adapter) -> Adapter:
 def read_tensors(adapted: AdaptedEncoder, names: Iterable[str], like: Adapter) -> dict[str, Tensor]:
     """Copy some tensors out of the model, which holds an adapter of the rank and scaling of ``like``."""
     parameters: dict[str, nn.Parameter] = {f"head/{path}": parameter for path, parameter in adapted.head.items()}
-    parameters |= adapted.method.parameters(adapted.encoder, max(like.rank, 1), like.scaling)
+    parameters |= adapted.method.parameters(adapted.encoder, _rank_in_model(adapted.method, like.rank), like.scaling)
     return {name: parameters[name].detach().cpu().clone() for name in names}

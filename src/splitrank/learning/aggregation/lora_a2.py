@@ -16,7 +16,7 @@ from torch import Tensor
 from splitrank.learning.adapters.adapter import Adapter, kind_of
 from splitrank.learning.adapters.selection import NOTHING, Index, Select
 from splitrank.learning.aggregation.rule import Combined, Starts, mean_of, on_scaling
-from splitrank.traits import RANK_AXIS, RuleTraits
+from splitrank.traits import FACTORS, RANK_AXIS, RuleTraits
 
 Slices = Mapping[str, Sequence[int]]
 """Path of a linear → its chosen directions, ascending; linears without any are left out."""
@@ -44,7 +44,7 @@ def lora_a2(
 
 def factor_of(traits: RuleTraits, turn: int) -> str:
     """Return the kind of the factor that is trained in a turn."""
-    (kind,) = traits.trained(RANK_AXIS, turn)
+    (kind,) = traits.trained(FACTORS, turn)
     return kind
 
 
@@ -62,8 +62,8 @@ def slice_scores(start: Adapter, tried: Adapter, kind: str) -> dict[str, Tensor]
     scores = {}
     for path in start.of_kind(kind):
         norms = []
-        for factor, axis in RANK_AXIS.items():
-            name = f"{factor}/{path}"
+        for factor in sorted(FACTORS):
+            name, axis = f"{factor}/{path}", RANK_AXIS[factor]
             tensor = start.tensors[name].double()
             moved = tried.tensors[name].double() - tensor if factor == kind else tensor
             norms.append(moved.norm(dim=1 - axis))
@@ -124,7 +124,7 @@ class OfSlices:
     def __call__(self, name: str, tensor: Tensor, client: int, turn: int) -> Index | None:
         index = self.whole(name, tensor, client, turn)
         kind, _, path = name.partition("/")
-        if index is not None or kind not in RANK_AXIS:
+        if index is not None or kind not in FACTORS:
             return index
         if path not in self.slices:
             return NOTHING

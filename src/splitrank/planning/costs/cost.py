@@ -25,6 +25,7 @@ class TrainedPart:
         kinds: of the tensors that are trained, the head's apart; not all that the method has, if the aggregation rule
             leaves some as they are.
         has_dropout: whether adapters drop some of their input, ``adapter.dropout`` > 0.
+        gate: whether learned tokens have gates, ``adapter.prefix.gate``; without effect for other methods.
         merged: (layer, logical name) → rank R of the frozen factors that stand beside a linear's adapter, None of a
             dense d × k part; among the trained layers and the linears with adapters.
     """
@@ -36,6 +37,7 @@ class TrainedPart:
     num_labels: int
     kinds: frozenset[str]
     has_dropout: bool = False
+    gate: bool = False
     merged: Mapping[tuple[int, str], int | None] = field(default_factory=dict)
 
     @property
@@ -166,12 +168,13 @@ def gradient_flow(part: TrainedPart, layer: int, trained: frozenset[str]) -> Gra
     Args:
         part: what is trained.
         layer: index of the layer, from the cut on.
-        trained: its linears that have something trained, by logical name.
+        trained: its linears that have something trained, by logical name; or an attribute of the flow, ``"weights"``
+            or ``"context"``, on which something else that is trained has an effect.
     """
     below = layer > part.cut_layer
     query, key, value = (below or name in trained for name in ("query", "key", "value"))
-    weights = query or key
-    context = weights or value
+    weights = query or key or "weights" in trained
+    context = weights or value or "context" in trained
     attended = context or "attention_output" in trained
     expanded = attended or "intermediate" in trained
     return GradientFlow(below, query, key, value, weights, context, attended, expanded)

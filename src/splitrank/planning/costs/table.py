@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from splitrank.planning.costs.bitfit import BITFIT
+from splitrank.planning.costs.bottleneck import BOTTLENECK
 from splitrank.planning.costs.cost import MethodCost
 from splitrank.planning.costs.dora import DORA
 from splitrank.planning.costs.full import FULL
+from splitrank.planning.costs.ia3 import IA3
 from splitrank.planning.costs.lora import LORA
+from splitrank.planning.costs.prefix import PREFIX
 
 COSTS: dict[str, MethodCost] = {
     "lora": LORA,
@@ -14,4 +17,7 @@ COSTS: dict[str, MethodCost] = {
     "dora": DORA,
     "full": FULL,
     "bitfit": BITFIT,
+    "ia3": IA3,
+    "bottleneck": BOTTLENECK,
+    "prefix": PREFIX,
 }
