@@ -34,7 +34,8 @@ def go_on(out: Path) -> list[RoundRecord]:
     return list(run(resumed_config(out, None, []), out, resume=True))
 
 
-@pytest.mark.parametrize(("attempt", "head"), [(0, "full"), pytest.param(1, "local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("attempt", "head"), [(0, "full"), (1, "local")])
 def test_killed_and_resumed_equals_uninterrupted(attempt, head, tiny_config, tmp_path):
     """SIGKILL at a random moment after the first line appears, as often as it takes to finish."""
     settings = ["federation.rounds=8", f"model.head={head}", "train.dropout=0.1"]

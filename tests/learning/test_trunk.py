@@ -227,7 +227,7 @@ def test_length_batches_cover_all_within_the_budget():
 
 
 def test_evaluation_has_few_shapes():
-    """oneDNN makes a primitive for each shape, and keeps it with half a megabyte."""
+    """oneDNN compiles products for each shape, and keeps them."""
     lengths = np.minimum(128, np.random.default_rng(0).geometric(1 / 45, 20_000) + 2)
     batches = list(length_batches(lengths, 8192))
     assert len(batches) > 100

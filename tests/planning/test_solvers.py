@@ -303,6 +303,18 @@ def test_random_frequency_is_the_best_rank_at_its_frequency(seed: int) -> None:
     np.testing.assert_array_equal(random_frequency(problem, frequency_hz), best)
 
 
+def test_who_has_no_frequency_is_not_asked_rank_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(problem: Problem, rank: np.ndarray) -> np.ndarray:
+        asked.append(len(rank))
+        return feasible(problem, rank)
+
+    monkeypatch.setattr("splitrank.planning.solvers.random_frequency.feasible", counted)
+    assert not random_frequency(random_problem(0, 100), np.full(100, np.nan)).any()
+    assert len(asked) == 2  # the guess, and one more
+
+
 def test_random_frequency_on_a_range_of_one_point() -> None:
     """A client for which rank 1 only just fits can still draw its one frequency."""
     problem = random_problem(5, 2000)

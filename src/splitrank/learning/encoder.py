@@ -67,9 +67,9 @@ class Encoder:
         trained_layers: ascending indices of the layers that get adapters.
         precision: ``torch.float32`` or ``torch.bfloat16``, what matrix products and the trunk's output use.
         location: hub name or absolute folder from which plain ``transformers`` loads the same weights.
-        query_key_value: for each layer that :meth:`hold` has seen the three frozen matrices and biases below each
-            other, shapes (3·hidden_size, hidden_size) and (3·hidden_size,), in ``precision``; the model's own are
-            views of them.
+        query_key_value: for each layer that :meth:`cast_and_fuse_qkv` has seen the three frozen matrices and biases
+            below each other, shapes (3·hidden_size, hidden_size) and (3·hidden_size,), in ``precision``; the model's
+            own are views of them.
     """
 
     model: Any
@@ -177,7 +177,7 @@ class Encoder:
         return bias
 
     def layers(self, indices: range) -> Iterator[Layer]:
-        """Yield the parts of some layers as they stand in the model; :meth:`hold` must have seen these layers."""
+        """Yield the parts of some layers as they stand in the model, once :meth:`cast_and_fuse_qkv` has seen them."""
         family, model_config = self.family, self.model.config
         modules = _part(self.model, family.layers)
         for index in indices:

@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the operating system, once a round: some 30 ms, and the pages are zeroed again.
+    """Give freed memory back to the operating system, once a round; its pages are zeroed again when they are needed.
 
     Without this the gaps of one round add to those of the next, and a client that waits for its next round holds what
     only training needs. Elsewhere than with glibc this does nothing.

@@ -13,7 +13,6 @@ all together exactly when Σ_i B_i^min(r) <= B_total, and halving the integers f
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitrank.planning.least_bands import band_of, fits_together, min_band, with_rates
-from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, feasible, subproblem
+from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, feasible, subproblem, unchecked
 from splitrank.planning.workload import Rank
 
 
@@ -76,10 +75,7 @@ def least_time_s(problem: Problem, rank: Rank) -> float:
 
 
 def _within(problem: Problem, deadline_s: float) -> Problem:
-    shorter = copy.copy(problem)
-    object.__setattr__(shorter, "latency_budget_s", deadline_s)
-    object.__setattr__(shorter, "latency_margin", 0.0)
-    return shorter
+    return unchecked(problem, latency_budget_s=deadline_s, latency_margin=0.0)
 
 
 def shared_out(problem: Problem, rank: Rank, least_hz: FloatArray) -> FloatArray:
@@ -104,10 +100,8 @@ def _listening(problem: Problem, listeners: BoolArray) -> Problem:
     """Return the problem with a broadcast at the rate of the slowest listener, or none slower than it."""
     if not band_of(problem).is_broadcast or not listeners.any():
         return problem
-    at = copy.copy(problem)
     slowest_bps = problem.downlink_bps[listeners].min()
-    object.__setattr__(at, "downlink_bps", np.minimum(problem.downlink_bps, slowest_bps))
-    return at
+    return unchecked(problem, downlink_bps=np.minimum(problem.downlink_bps, slowest_bps))
 
 
 @dataclass(frozen=True)

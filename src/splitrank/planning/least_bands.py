@@ -13,16 +13,23 @@ is the same as in every other part of a plan.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from splitrank.planning.link import Band
-from splitrank.planning.problem import BoolArray, FloatArray, IntArray, Problem, compute_slack, feasible
+from splitrank.planning.problem import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Problem,
+    compute_slack,
+    feasible,
+    subproblem,
+    unchecked,
+)
 from splitrank.planning.workload import Rank
 
 _MOST_STEPS = 200
@@ -39,12 +46,10 @@ def band_of(problem: Problem) -> Band:
 
 def with_rates(problem: Problem, bandwidth_hz: FloatArray | np.float64) -> Problem:
     """Return the problem at the rates of sub-bands, without checking it anew; those offline have no rate at any."""
-    band, at = band_of(problem), copy.copy(problem)
-    bands_hz = np.asarray(bandwidth_hz)
-    object.__setattr__(at, "uplink_bps", np.where(problem.uplink_bps > 0, band.uplink_bps(bands_hz), 0.0))
-    if not band.is_broadcast:
-        object.__setattr__(at, "downlink_bps", band.downlink_bps(bands_hz))
-    return at
+    band, bands_hz = band_of(problem), np.asarray(bandwidth_hz)
+    uplink_bps = np.where(problem.uplink_bps > 0, band.uplink_bps(bands_hz), 0.0)
+    downlink_bps = problem.downlink_bps if band.is_broadcast else band.downlink_bps(bands_hz)
+    return unchecked(problem, uplink_bps=uplink_bps, downlink_bps=downlink_bps)
 
 
 def min_band(problem: Problem, rank: Rank) -> FloatArray:
@@ -122,19 +127,7 @@ def _brackets(problem: Problem, rank: Rank) -> Iterator[_Bracket]:
         return
     for first in range(0, problem.num_clients, block):
         part = slice(first, first + block)
-        yield _bracket(_part(problem, part), ranks[..., part])
-
-
-def _part(value: Any, part: slice) -> Any:
-    """Return some clients' part of a nested dataclass, without checking it anew."""
-    some = copy.copy(value)
-    for field in fields(value):
-        inner = getattr(value, field.name)
-        if isinstance(inner, np.ndarray):
-            object.__setattr__(some, field.name, inner[part])
-        elif is_dataclass(inner):
-            object.__setattr__(some, field.name, _part(inner, part))
-    return some
+        yield _bracket(subproblem(problem, part), ranks[..., part])
 
 
 def _bracket(problem: Problem, rank: Rank) -> _Bracket:

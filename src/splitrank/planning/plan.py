@@ -22,7 +22,7 @@ from splitrank.planning.bandwidth import (
 from splitrank.planning.bandwidth_energy import least_energy_shares
 from splitrank.planning.bandwidth_per_client import per_client_shares
 from splitrank.planning.limits import UNITS, Shortfalls, band_shortfalls, binding, shortfalls
-from splitrank.planning.participation import worth_at_equal_shares, worth_on_shared_band
+from splitrank.planning.participation import WorthIt, worth_at_equal_shares, worth_on_shared_band
 from splitrank.planning.problem import (
     BoolArray,
     FloatArray,
@@ -270,16 +270,10 @@ def make_plan(
     everybody = np.ones(problem.num_clients, np.bool_)
     asked, shared, gap = everybody if chosen is None else chosen, None, 0.0
     if participation == "worth":
-        counts = np.ones(problem.num_clients) if weights is None else weights
-        if bandwidth == "joint":
-            worth = worth_on_shared_band(problem, asked, counts, min_clients)
-        else:
-            most = _max_rank(problem, method, frequency_hz, told_max_rank)
-            able = asked & (most >= problem.rank_floor)
-            worth = worth_at_equal_shares(able, np.minimum(most, problem.rank_ceiling), counts, min_clients)
+        most = None if bandwidth == "joint" else _max_rank(problem, method, frequency_hz, told_max_rank)
+        worth = _worth_it(problem, asked, most, weights, min_clients)
         asked, gap, require_all = worth.members, worth.gap, False
-        if not asked.all():
-            chosen = asked
+        chosen = chosen if asked.all() else asked
     if bandwidth == "joint":
         shares = per_client_shares if rank_policy == "per-client" else _SHARES[objective]
         whole_band, shared = problem, allocate(problem, asked, shares, require_all=require_all)
@@ -336,6 +330,17 @@ def _max_rank(
     if told_max_rank is not None:
         return told_max_rank
     return OPTIMAL_SOLVERS[method](problem) if frequency_hz is None else random_frequency(problem, frequency_hz)
+
+
+def _worth_it(
+    problem: Problem, asked: BoolArray, max_rank: IntArray | None, weights: FloatArray | None, min_clients: int
+) -> WorthIt:
+    """Return whose participation is worth it, on a band shared by need where no largest ranks are given."""
+    weights = np.ones(problem.num_clients) if weights is None else weights
+    if max_rank is None:
+        return worth_on_shared_band(problem, asked, weights, min_clients)
+    able = asked & (max_rank >= problem.rank_floor)
+    return worth_at_equal_shares(able, np.minimum(max_rank, problem.rank_ceiling), weights, min_clients)
 
 
 _SHARES: Mapping[Objective, Shares] = {

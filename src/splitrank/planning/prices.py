@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from splitrank.planning.bandwidth import at_bands
 from splitrank.planning.least_bands import fits_together
 from splitrank.planning.plan import Plan
-from splitrank.planning.problem import Problem, feasible, subproblem
+from splitrank.planning.problem import Problem, feasible, subproblem, unchecked
 from splitrank.planning.solvers.branch_and_bound import relaxation
 
 _STEP = 1e-4
@@ -83,13 +83,13 @@ def _budgets(problem: Problem) -> Iterator[tuple[str, float, Scaled]]:
     """Yield each finite budget's name, amount, and the problem with so many times as much of it."""
     latency_s, energy_j, band = problem.latency_budget_s, problem.energy_budget_j, problem.band
     if math.isfinite(latency_s):
-        yield "latency_s", latency_s, lambda by: replace(problem, latency_budget_s=latency_s * by)
+        yield "latency_s", latency_s, lambda by: unchecked(problem, latency_budget_s=latency_s * by)
     if np.any(limited := np.isfinite(energy_j)):
-        yield "energy_j", float(energy_j[limited].mean()), lambda by: replace(problem, energy_budget_j=energy_j * by)
+        yield "energy_j", float(energy_j[limited].mean()), lambda by: unchecked(problem, energy_budget_j=energy_j * by)
     memory_bytes = problem.memory_budget_bytes
     if np.any(limited := np.isfinite(memory_bytes)):
         given_bytes = float(memory_bytes[limited].mean())
-        yield "memory_bytes", given_bytes, lambda by: replace(problem, memory_budget_bytes=memory_bytes * by)
+        yield "memory_bytes", given_bytes, lambda by: unchecked(problem, memory_budget_bytes=memory_bytes * by)
     if band is not None:
         yield "bandwidth_hz", band.total_hz, lambda by: _widened(problem, by)
 
@@ -100,7 +100,7 @@ def _widened(problem: Problem, by: float) -> Problem:
     band = problem.band.widened(by)
     shares_hz = np.full(problem.num_clients, band.share_hz)
     grown = band.downlink_bps(shares_hz) / problem.band.downlink_bps(shares_hz / by)
-    return replace(
+    return unchecked(
         problem,
         band=band,
         uplink_bps=np.where(problem.uplink_bps > 0, band.uplink_bps(shares_hz), 0.0),
@@ -124,7 +124,7 @@ def _heard(problem: Problem) -> Problem:
     assert problem.band is not None
     if not problem.band.is_broadcast:
         return problem
-    return replace(problem, downlink_bps=at_bands(problem, np.zeros(problem.num_clients)).downlink_bps)
+    return unchecked(problem, downlink_bps=at_bands(problem, np.zeros(problem.num_clients)).downlink_bps)
 
 
 def _real_rank(problem: Problem, is_joint: bool, low: float, high: float) -> float:

@@ -12,10 +12,11 @@ budget is no limit: with T0 infinite f_lat is 0, and any frequency in (0, min(f_
 
 from __future__ import annotations
 
+import copy
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from splitrank.planning.workload import Affine, Rank, Workload
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Part = TypeVar("Part")
 
 DEFAULT_RANK_CAP = 128
 
@@ -214,18 +216,33 @@ def _broken_band(band: object, arrays: Mapping[str, Array]) -> list[str]:
     ]
 
 
-def subproblem(problem: Problem, clients: IntArray) -> Problem:
+def unchecked(part: Part, **values: Any) -> Part:
+    """Return a frozen dataclass with other values, which must be as right as those that it has.
+
+    To check the arrays of a million clients anew takes longer than a step of the searches that try such values.
+    """
+    other = copy.copy(part)
+    for name, value in values.items():
+        object.__setattr__(other, name, value)
+    return other
+
+
+def subproblem(problem: Problem, clients: IntArray | slice) -> Problem:
     """Return the problem of some clients alone; none of the constraints joins them to the others."""
-    chosen: Problem = _chosen(problem, clients)
-    return chosen
+    return _chosen(problem, clients)
 
 
-def _chosen(part: Any, clients: IntArray) -> Any:
+_NESTED = (Workload, Affine, Band)
+
+
+def _chosen(part: Part, clients: IntArray | slice) -> Part:
     """Return the same nested dataclass with some entries of each of its arrays."""
-    values = {field.name: getattr(part, field.name) for field in fields(part)}
-    chosen = {name: value[clients] for name, value in values.items() if isinstance(value, np.ndarray)}
-    chosen |= {name: _chosen(value, clients) for name, value in values.items() if is_dataclass(value)}
-    return replace(part, **chosen)
+    values = vars(part)
+    chosen: dict[str, object] = {
+        name: value[clients] for name, value in values.items() if isinstance(value, np.ndarray)
+    }
+    chosen |= {name: _chosen(value, clients) for name, value in values.items() if isinstance(value, _NESTED)}
+    return unchecked(part, **chosen)
 
 
 def compute_s(problem: Problem, rank: Rank, frequency_hz: FloatArray) -> FloatArray:

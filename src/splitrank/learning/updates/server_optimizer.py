@@ -94,40 +94,27 @@ class FedAdam:
 
     def __call__(self, gradient: Tensor, moments: Moments) -> tuple[Tensor, dict[str, Tensor]]:
         """Return −η·m/(√v + τ), m and v."""
-        m, v = moments["m"], moments["v"]
-        m = self.beta1 * m + (1 - self.beta1) * gradient
-        v = self.beta2 * v + (1 - self.beta2) * gradient.square()
+        m = self.beta1 * moments["m"] + (1 - self.beta1) * gradient
+        v = self.second_moment(moments["v"], gradient.square())
         return -self.learning_rate * m / (v.sqrt() + self.tau), {"m": m, "v": v}
+
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
+        """Return the next v from the last one and g²."""
+        return self.beta2 * v + (1 - self.beta2) * square
 
 
 @dataclass(frozen=True)
-class FedYogi:
+class FedYogi(FedAdam):
     """Yogi: as :class:`FedAdam`, but v ← v − (1 − β₂)·g²·sign(v − g²), which falls slowly where gradients become small.
 
     v starts at τ²; in Flower 1.41 at 0, so that its first step divides by less.
-
-    Attributes:
-        learning_rate, beta1, beta2, tau: as for :class:`FedAdam`.
     """
 
     name: ClassVar[str] = "fedyogi"
-    learning_rate: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
 
-    @property
-    def initial(self) -> Mapping[str, float]:
-        """Return m = 0 and v = τ²."""
-        return {"m": 0.0, "v": self.tau**2}
-
-    def __call__(self, gradient: Tensor, moments: Moments) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return −η·m/(√v + τ), m and v."""
-        m, v = moments["m"], moments["v"]
-        square = gradient.square()
-        m = self.beta1 * m + (1 - self.beta1) * gradient
-        v = v - (1 - self.beta2) * square * (v - square).sign()
-        return -self.learning_rate * m / (v.sqrt() + self.tau), {"m": m, "v": v}
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
+        """Return the next v from the last one and g²."""
+        return v - (1 - self.beta2) * square * (v - square).sign()
 
 
 SERVER_OPTIMIZERS: dict[str, Callable[..., ServerStep]] = {"fedavgm": FedAvgM, "fedadam": FedAdam, "fedyogi": FedYogi}

@@ -49,7 +49,7 @@ def random_frequency(problem: Problem, frequency_hz: FloatArray) -> IntArray:
             (problem.deadline_s - time_at_0_s) / time_slope_s,
             (problem.energy_budget_j - energy_at_0_j) / energy_slope_j,
         )
-    return round_to_feasible(np.fmin(bound, memory_rank(problem)), problem.rank_cap, fits)
+    return round_to_feasible(np.minimum(bound, memory_rank(problem)), problem.rank_cap, fits)
 
 
 def draw_frequency_hz(
